@@ -57,7 +57,7 @@ def kill_each_service():
     return "killed -9, and fulfilled and charged once: " + ", ".join(said)
 
 
-def refuses(port):
+def is_closed(port):
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex(("127.0.0.1", port)) != 0
@@ -77,7 +77,7 @@ def kill_the_supervisor():
             began = time.monotonic()
             system.process.kill()
             system.process.wait()
-            eventually("every port is closed", 20, lambda: all(map(refuses, system.ports())))
+            eventually("every port is closed", 20, lambda: all(map(is_closed, system.ports())))
             gone = time.monotonic() - began
             eventually("no child is running", 20, lambda: not [pid for pid in children if is_ours(pid)])
         finally:
@@ -90,7 +90,7 @@ def kill_the_supervisor():
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
             check(not [pid for pid in children if is_ours(pid)], "no child is running after SIGTERM")
-            check(all(map(is_free, system.ports())) or all(map(refuses, system.ports())), "no port is left open")
+            check(all(map(is_free, system.ports())) or all(map(is_closed, system.ports())), "no port is left open")
         finally:
             system.kill()
     return f"after kill -9 of the supervisor every port was closed within {gone:.1f} s; the next start completed the order"

@@ -30,7 +30,7 @@ PARTS = {
     "rolling": rolling.run,
     "upgrade": upgrade.run,
     "postgres": postgres.on_postgres,
-    "away": postgres.goes_away,
+    "away": postgres.outage,
     "secrets": leaks.run,
     "chaos": crash.chaos,
     "chaos-postgres": postgres.chaos,

@@ -18,7 +18,7 @@ EVENT_TYPES = ["USER_LOGIN", "DATA_LOOKUP", "ORDER_CREATION", "PAYMENT_PROCESSIN
 SERVICES = {"user", "order", "payment", "data", "gateway"}
 
 
-def line(span):
+def describe(span):
     text = f"{span.service} {span.kind} {span.name}"
     if span.links:
         text += f"  links: {span.links}"
@@ -27,7 +27,7 @@ def line(span):
     return f"{text}  event: {span.event}" if span.event else text
 
 
-def tree(spans):
+def span_tree(spans):
     """The trace as lines of text, indented by two spaces per level; and the ids of the roots' parents, which are not in the trace."""
     ids = {span.id for span in spans}
     outer_parents = {span.parent for span in spans if span.parent not in ids}
@@ -37,13 +37,13 @@ def tree(spans):
         for span in spans:
             above = span.parent if span.parent in ids else None
             if above == parent:
-                blocks.append(["  " * depth + line(span), *under(span.id, depth + 1)])
+                blocks.append(["  " * depth + describe(span), *under(span.id, depth + 1)])
         return [text for block in sorted(blocks) for text in block]
 
     return under(None, 0), outer_parents
 
 
-def steps(lines):
+def parent_child_pairs(lines):
     """Each line with its parent's, regardless of the sequence and the number of attempts."""
     path, found = [], set()
     for text in lines:
@@ -62,23 +62,23 @@ def printed_lines(system):
     return found
 
 
-def typed(script):
+def run_script(script):
     """The output of a script in bash."""
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     check(done.returncode == 0, f"the printed lines succeed:\n{script}\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
 
 
-def walk(system):
+def run_printed_lines(system):
     """Runs the printed lines verbatim, in sequence, in one shell; returns the trace id and the order id."""
     lines = printed_lines(system)
     check(len(lines) >= 6, f"the program prints its lines: {[what for what, _ in lines]}")
     script = "\n".join(text for _, text in lines)
-    output = typed("\n".join(text for _, text in lines[:-1]))
+    output = run_script("\n".join(text for _, text in lines[:-1]))
     check("FULFILLMENT_STARTED" in output, f"the printed lines work verbatim:\n{output}")
 
     def events():
-        shown = typed(lines[-1][1])
+        shown = run_script(lines[-1][1])
         missing = [name for name in EVENT_TYPES if f"EVENT_TYPE_{name}" not in shown]
         check(not missing, f"{missing} among the events:\n{shown}")
         return True
@@ -89,12 +89,12 @@ def walk(system):
     return traces.pop(), re.search(r"order ([0-9a-f-]{36})", output).group(1)
 
 
-def settled(jaeger, system, trace, is_complete):
+def wait_for_trace(jaeger, system, trace, is_complete):
     """The trace's tree once it is complete and the store has the same events. Spans are sent every 100 ms, and events after the commit."""
 
     def ask():
         spans = jaeger.spans(trace)
-        lines, outer_parents = tree(spans)
+        lines, outer_parents = span_tree(spans)
         check(is_complete(lines), "the trace is not complete:\n" + "\n".join(lines))
         same_as_stored(spans, system.events(trace_id=trace))
         return lines, outer_parents
@@ -102,18 +102,18 @@ def settled(jaeger, system, trace, is_complete):
     return eventually(f"trace {trace} in Jaeger", 20, ask)
 
 
-def golden(jaeger, system):
+def check_golden_trace(jaeger, system):
     """The trace of the printed lines equals the golden one."""
-    trace, order_id = walk(system)
+    trace, order_id = run_printed_lines(system)
     wanted = [text for text in GOLDEN.read_text().splitlines() if text and not text.startswith("#")] if GOLDEN.exists() else []
     if os.environ.get("UPDATE_GOLDEN"):
         time.sleep(3)
-        lines, _ = tree(jaeger.spans(trace))
+        lines, _ = span_tree(jaeger.spans(trace))
         header = [text for text in GOLDEN.read_text().splitlines() if text.startswith("#")] if GOLDEN.exists() else []
         GOLDEN.write_text("\n".join([*header, *lines, ""]))
         wanted = lines
     try:
-        lines, outer_parents = settled(jaeger, system, trace, lambda lines: lines == wanted)
+        lines, outer_parents = wait_for_trace(jaeger, system, trace, lambda lines: lines == wanted)
     except Failed as error:
         raise Failed("the golden trace is\n" + "\n".join(wanted) + f"\nand this order's differs:\n{error}") from None
     check(len(outer_parents) == 1, f"log-in and order are children of the client's one span: {outer_parents}")
@@ -121,7 +121,7 @@ def golden(jaeger, system):
     return wanted, order_id
 
 
-def crashed(jaeger, system, wanted):
+def check_crashed_order(jaeger, system, wanted):
     """An order whose instance is killed with -9 is completed in the same trace, with every step of the golden one."""
     trace = new_trace()
     _, token = system.customer([traceparent(trace)])
@@ -135,17 +135,17 @@ def crashed(jaeger, system, wanted):
     missing = []
 
     def complete(lines):
-        missing[:] = sorted(steps(wanted) - steps(lines))
+        missing[:] = sorted(parent_child_pairs(wanted) - parent_child_pairs(lines))
         return not missing
 
     try:
-        lines, _ = settled(jaeger, system, trace, complete)
+        lines, _ = wait_for_trace(jaeger, system, trace, complete)
     except Failed as error:
         raise Failed("steps are missing: " + "; ".join(f"{above} > {text}" for above, text in missing) + f"\n{error}") from None
     check({text.split()[0] for text in lines} == SERVICES, "five services in the trace of a crashed order")
 
 
-def cancelled(jaeger, system):
+def check_cancelled_order(jaeger, system):
     """A cancellation has its own trace, with its audit event, linked to the order's; the resulting spans in the order's trace link back."""
     traces = {"order": new_trace(), "cancel": new_trace()}
     _, token = system.customer()
@@ -169,7 +169,7 @@ def cancelled(jaeger, system):
     check(event == ("server", "audit", "success", order["orderId"]), f"the cancellation is an audit event of its order: {event}")
 
 
-def refused(jaeger, system):
+def check_failures_by_tag(jaeger, system):
     """A search by tags finds the failures: the declined payments and the wrong password, and no other trace."""
     traces = {what: new_trace() for what in ("declined", "stolen", "paid", "wrong", "right")}
     email, token = system.customer([traceparent(traces["right"])])
@@ -199,12 +199,12 @@ def refused(jaeger, system):
 
 
 def run():
-    """The golden trace of a happy order, of one that survives a crash, the two traces of a cancelled one; failures found by tag."""
+    """The golden trace of a successful order, of one that survives a crash, the two traces of a cancelled one; failures found by tag."""
     with Jaeger() as jaeger, System(env=jaeger.env()) as system:
-        wanted, _ = golden(jaeger, system)
-        crashed(jaeger, system, wanted)
-        cancelled(jaeger, system)
-        refused(jaeger, system)
+        wanted, _ = check_golden_trace(jaeger, system)
+        check_crashed_order(jaeger, system, wanted)
+        check_cancelled_order(jaeger, system)
+        check_failures_by_tag(jaeger, system)
         services = jaeger.ask("/api/services")["data"]
         check(SERVICES <= set(services), f"Jaeger lists the five services: {services}")
         health = grpc(system.port("order"), "grpc.health.v1.Health/Check", {"service": "order.v1.OrderService"})

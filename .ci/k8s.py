@@ -26,13 +26,13 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/yaml"))
 
-from k8s_cluster import HOME, KIND, NO_CLUSTER, cluster, run, seconds_since, there  # noqa: E402
+from k8s_cluster import HOME, KIND, NO_CLUSTER, cluster, is_available, run, seconds_since  # noqa: E402
 from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 
 # The cluster's own kubectl comes last in PATH here, and first for commands on the cluster.
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
 # Present tools are skipped by version. Before the imports, because PyYAML is one of the tools.
-for_cluster = ("grpcurl",) if KIND else ("grpcurl", "jaeger") if there() else ()
+for_cluster = ("grpcurl",) if KIND else ("grpcurl", "jaeger") if is_available() else ()
 subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
 
 import k8s_image  # noqa: E402
@@ -49,10 +49,10 @@ PARTS = {
     "apply": parts.apply,
     "secrets": parts.missing_secrets,
     "order": parts.order,
-    "policies": parts.policies,
+    "policies": parts.network_policies,
     "migrate": parts.migrate,
-    "deletes": parts.deletes,
-    "rolling": parts.rolling,
+    "deletes": parts.delete_and_kill_pods,
+    "rolling": parts.rolling_update,
     "scale": parts.scale,
     "verify": parts.verify,
 }
@@ -60,22 +60,22 @@ PARTS = {
 
 def prepare():
     """Builds what later runs reuse: the cluster's programs, PostgreSQL's image, the image's base."""
-    if not k8s_image.impossible():
+    if not k8s_image.skip_reason():
         k8s_image.base_tar()
-    if there() and not KIND:
+    if is_available() and not KIND:
         with cluster() as created:
             created.load_third_parties(HERE / "bin/jaeger")
 
 
 def main():
     wanted = sys.argv[1:] or list(PARTS)
-    check(there() or "CI" not in os.environ, f"a test cluster is available: {NO_CLUSTER}")
+    check(is_available() or "CI" not in os.environ, f"a test cluster is available: {NO_CLUSTER}")
     if wanted == ["prepare"]:
         prepare()
         return 0
     if unknown := set(wanted) - set(PARTS):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if there() and not shutil.which("kubectl"):
+    if is_available() and not shutil.which("kubectl"):
         prepare()
     # kustomize reads the secrets: the local overlay cannot be built without them.
     run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
@@ -106,7 +106,7 @@ def main():
     if not on_cluster and "image" not in wanted:
         return 0
     # The cluster's parts run this image.
-    if why := k8s_image.impossible():
+    if why := k8s_image.skip_reason():
         print(not_run("kubernetes: image", why))
         if on_cluster:
             print(not_run("kubernetes: cluster", "there is no image to run"))
@@ -120,7 +120,7 @@ def main():
             return [said]
 
         part("image", image)
-        if on_cluster and not there():
+        if on_cluster and not is_available():
             print(not_run("kubernetes: cluster", f"{NO_CLUSTER} (so not {', '.join(on_cluster)})"))
         elif on_cluster:
             start = time.monotonic()

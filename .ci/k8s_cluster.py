@@ -178,7 +178,7 @@ def seconds_since(start):
     return round(time.monotonic() - start, 1)
 
 
-def there():
+def is_available():
     """Whether there is a cluster, or one can be created."""
     return bool(KIND) or (TOOLS / "up.sh").exists()
 

@@ -15,7 +15,7 @@ MOST_BYTES = 25 * 1_000_000
 PACKAGES = ("buildah", "mmdebstrap")
 
 
-def impossible():
+def skip_reason():
     """Why no image can be built here; None if it can."""
     if os.geteuid() == 0 and (all(map(shutil.which, PACKAGES)) or shutil.which("apt-get")):
         return None

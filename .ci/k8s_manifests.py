@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The manifests: schemas (kubeconform), good practice (kube-score), policies against the contract, and the API server's admission.
+"""The manifests: schemas (kubeconform), good practice (kube-score), NetworkPolicies against the contract, and the API server's admission.
 
 Run directly it needs no cluster, and skips the API server.
 """
@@ -41,7 +41,7 @@ EXCEPTIONS = (
     ("deployment-strategy", "collector", "two concurrent collectors would each see half of a trace"),
     ("deployment-replicas", "collector", "tail sampling needs all spans of a trace in one place"),
     ("deployment-replicas", "jaeger", "its traces are in memory"),
-    ("networkpolicy-targets-pod", "tools", "its pods are Jobs that an operator starts by hand (deploy/jobs)"),
+    ("networkpolicy-targets-pod", "tools", "its pods are Jobs that an administrator starts by hand (deploy/jobs)"),
 )
 
 # Third-party kinds: their schemas, for the API server's dry run, from their Go modules.
@@ -54,7 +54,7 @@ CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
 
 
 def variants():
-    """{name: YAML} of everything that operators apply."""
+    """{name: YAML} of everything that an administrator applies."""
     found = {folder: run(["kubectl", "kustomize", ROOT / folder]) for folder in (*OVERLAYS, *JOBS)}
     for components in COMPONENTS:
         found[" + ".join((PRODUCTION, *components))] = with_components(PRODUCTION, components)
@@ -105,9 +105,9 @@ def database_urls(texts):
             wrong.append(f"{name}: {migrations} containers migrate")
         if name.startswith(f"{PRODUCTION} + ") and CLOUDNATIVE_PG in name:
             job = list(yaml.safe_load_all(texts[f"{VERIFY} + {TOOLS}"]))
-            wrong += [f"{name}: {problem}" for problem in k8s_policies.unreachable(objects, job)]
+            wrong += [f"{name}: {problem}" for problem in k8s_policies.problems_of_job(objects, job)]
             if any(each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "egress-database" for each in objects):
-                wrong.append(f"{name}: the policy egress-database still opens addresses that are not needed")
+                wrong.append(f"{name}: the NetworkPolicy egress-database still opens addresses that are not needed")
     check(not wrong, "\n".join(wrong))
     return [f"{len(texts)} variants: each takes its URLs from the one Secret that exists"]
 
@@ -178,7 +178,7 @@ def without_cluster():
     """All checks that need no API server."""
     texts = variants()
     said = [*schemas(texts), *database_urls(texts), *families(texts), *scores()]
-    problems = k8s_policies.check() + k8s_policies.sees_differences()
+    problems = k8s_policies.check() + k8s_policies.check_control_cases()
     check(not problems, "\n".join(problems))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])
     return [*said, "hadolint: clean"]

@@ -67,7 +67,7 @@ def missing_secrets(cluster):
     for service, template, secret in cases:
         name = f"without-{service}-{secret}"
         names[name] = (service, secret)
-        cluster.kubectl("create", "-f", "-", text=json.dumps(without(template, secret, name)))
+        cluster.kubectl("create", "-f", "-", text=json.dumps(pod_without_secret(template, secret, name)))
     said = []
     try:
         for name, (service, secret) in names.items():
@@ -92,7 +92,7 @@ def error_of(log):
     return " ".join(log[at:].split()) if at >= 0 else f"(no error) {log[-300:]}"
 
 
-def without(template, secret, name):
+def pod_without_secret(template, secret, name):
     """A pod from a Deployment's template with one Secret missing, without restarts; no Service selects it."""
     spec = copy.deepcopy(template["spec"])
     spec["restartPolicy"] = "Never"
@@ -116,7 +116,7 @@ def order(cluster):
     return [k8s_orders.order_by_hand(cluster)]
 
 
-def policies(cluster):
+def network_policies(cluster):
     """The NetworkPolicies are enforced: a pod with unknown labels has no access (the other parts show that Jobs such as `load` have)."""
     manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
@@ -144,7 +144,7 @@ def migrate(cluster):
     return [f"the migrate Job completes in {took} s"]
 
 
-def deletes(cluster):
+def delete_and_kill_pods(cluster):
     """Under load deletes a pod of each service in turn; then kills a process of each with SIGKILL, without a drain."""
     times = []
     with Load(cluster, "a pod of each service deleted", RATE, 45) as load:
@@ -154,23 +154,23 @@ def deletes(cluster):
             cluster.kubectl("delete", "pod", victim, "--wait=false")
             eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready_pods(cluster, service)) == 2 and victim not in two)
             times.append(f"{service} {seconds_since(start)} s")
-        still_loaded(load)
+        check_load_is_running(load)
     said = [f"deleted: {load.report.summary()}", f"two ready pods again after: {', '.join(times)}"]
     # Without log-ins: one in flight in a killed process is lost, and must not be retried for the customer.
     with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
         for service in DEPLOYMENTS:
             cluster.kill(ready_pods(cluster, service)[0])
             eventually(f"{service} has two ready pods again", 60, lambda: len(ready_pods(cluster, service)) == 2)
-        still_loaded(load)
+        check_load_is_running(load)
     return [*said, f"killed with -9: {load.report.summary()}"]
 
 
-def still_loaded(load):
+def check_load_is_running(load):
     """Checks that the load was still running."""
     check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load had already ended: make it longer")
 
 
-def rolling(cluster):
+def rolling_update(cluster):
     """A rolling update of every Deployment under load, then a rollback of Order."""
     times = []
     with Load(cluster, "a rolling update of every Deployment", RATE, 180) as load:
@@ -183,7 +183,7 @@ def rolling(cluster):
         cluster.kubectl("rollout", "undo", "deployment/order")
         cluster.rolled_out("deployment/order")
         times.append(f"order rolled back {seconds_since(start)} s")
-        still_loaded(load)
+        check_load_is_running(load)
     return [load.report.summary(), f"rolled out: {', '.join(times)}"]
 
 
@@ -191,7 +191,7 @@ def scale(cluster):
     """Scales Order to three pods: the new one serves calls. Back to two: the removed one drains."""
     with Load(cluster, "Order to three pods and back", RATE, 75) as load:
         before = set(ready_pods(cluster, "order"))
-        bounds(cluster, 3)
+        set_replica_bounds(cluster, 3)
         eventually("a third ready pod", 60, lambda: len(ready_pods(cluster, "order")) == 3)
         new = next(pod for pod in cluster.pods("order") if pod["metadata"]["name"] not in before)
         name = new["metadata"]["name"]
@@ -206,7 +206,7 @@ def scale(cluster):
                 env={**os.environ, **cluster.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
             try:
                 running = {pod["metadata"]["name"] for pod in cluster.pods("order")}
-                bounds(cluster, 2)
+                set_replica_bounds(cluster, 2)
 
                 def gone():
                     left = {pod["metadata"]["name"] for pod in cluster.get("pods", "-l", "app.kubernetes.io/name=order")["items"]}
@@ -221,14 +221,14 @@ def scale(cluster):
             lines = [line for line in log if removed in line]
         check(any("has ended" in line for line in lines), f"{removed} drained and logged it: {lines[-10:]}")
         check(not any("did not end in time" in line for line in lines), f"{removed} ended in time: {lines[-10:]}")
-        still_loaded(load)
+        check_load_is_running(load)
     wait = first - ready_at
     check(wait <= 10, f"the new pod served its first call {wait:.1f} s after it was ready")
     return [load.report.summary(), f"{name}: first call {wait:+.1f} s from its Ready (whole seconds)", f"{removed}: drained and gone {took} s "
             "after the autoscaler's bounds changed", f"memory under load ({RATE} orders/s): {loaded}"]
 
 
-def bounds(cluster, replicas):
+def set_replica_bounds(cluster, replicas):
     """Sets the autoscaler's bounds: it owns the number of pods, not the Deployment."""
     cluster.kubectl("patch", "hpa", "order", "--type=merge", "-p", json.dumps({"spec": {"minReplicas": min(replicas, 3), "maxReplicas": replicas}}))
 

@@ -56,7 +56,7 @@ def wanted_edges(contract, with_gateway):
     return edges
 
 
-def built(folder):
+def kustomized(folder):
     """The objects of an overlay, built by kustomize."""
     done = subprocess.run(["kubectl", "kustomize", str(ROOT / folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -91,12 +91,12 @@ def is_peer(rule, peer, namespace):
 
 
 def allowed(policies, direction, pod, peer, port, namespace=OURS):
-    """Whether `pod` may accept (Ingress) or open (Egress) a connection. Default is deny: a pod that no policy selects is an error.
+    """Whether `pod` may accept (Ingress) or open (Egress) a connection. Default is deny: a pod that no NetworkPolicy selects is an error.
     A peer in another namespace is identified by that namespace's labels."""
     rules_of, peers_of = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     mine = [p["spec"] for p in policies if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], pod)]
     if not mine:
-        raise ValueError(f"{pod}: no policy denies {direction} by default")
+        raise ValueError(f"{pod}: no NetworkPolicy denies {direction} by default")
     for rule in (rule for spec in mine for rule in spec.get(rules_of) or []):
         ports = [each["port"] for each in rule.get("ports") or []]
         if ports and port not in ports:
@@ -107,7 +107,7 @@ def allowed(policies, direction, pod, peer, port, namespace=OURS):
 
 
 def edges(objects, names):
-    """Every (caller, callee) pair that the policies allow."""
+    """Every (caller, callee) pair that the NetworkPolicies allow."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     pods = {}
     for each in objects:
@@ -139,7 +139,7 @@ def database_of(objects):
     return ours["metadata"]["labels"] if ours else OUTSIDE
 
 
-def unreachable(objects, job):
+def problems_of_job(objects, job):
     """Problems of a tools Job, as lines: peers that it cannot reach, and differences from the overlay that it belongs to."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     template = template_of(job, "Job")
@@ -183,12 +183,12 @@ def check():
     contract = methods()
     wrong = []
     for folder, names in (("deploy/overlays/local", (*SERVICES, "gateway")), ("deploy/overlays/production", SERVICES)):
-        objects = built(folder)
+        objects = kustomized(folder)
         wanted = wanted_edges(contract, "gateway" in names)
         wrong += difference(f"{folder}, NetworkPolicies", wanted, edges(objects, names))
         print(f"{folder}: {len(wanted)} edges of {len(names)}x{len(names)} pods compared with the contract")
         for job in JOBS[folder]:
-            wrong += [f"{folder}, {job}: {problem}" for problem in unreachable(objects, built(job))]
+            wrong += [f"{folder}, {job}: {problem}" for problem in problems_of_job(objects, kustomized(job))]
             print(f"{folder}: {job} reaches {', '.join(SERVICES)}, database, gateway and DNS")
         if "gateway" not in names:
             wrong += difference(f"{folder}, egress", {("payment", "the gateway")}, outside_gateway(objects))
@@ -204,31 +204,31 @@ def check():
     return wrong
 
 
-def sees_differences():
-    """Control cases: each kind of policy removed, or opened, must be detected."""
-    objects = built("deploy/base")
+def check_control_cases():
+    """Control cases: each kind of NetworkPolicy removed, or opened, must be detected."""
+    objects = kustomized("deploy/base")
     wanted = wanted_edges(methods(), False)
     for name in SERVICES:
         without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
         if edges(without, SERVICES) == wanted:
-            return [f"the check does not detect that the policy {name} is removed"]
+            return [f"the check does not detect that the NetworkPolicy {name} is removed"]
     allow_all = {"kind": "NetworkPolicy", "spec": {
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}], "egress": [{}]}}
     if len(edges([*objects, allow_all], SERVICES)) != len(SERVICES) ** 2:
-        return ["the check does not detect a policy that allows everything"]
+        return ["the check does not detect a NetworkPolicy that allows everything"]
     for folder, jobs in JOBS.items():
-        objects, job = built(folder), built(jobs[0])
+        objects, job = kustomized(folder), kustomized(jobs[0])
         # Without it the tools lose the access that the policy grants.
         for name in ("tools", "from-tools", "egress-database", "egress-dns", "to-gateway"):
             without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
-            if not unreachable(without, job):
-                return [f"{folder}: the check does not detect that without the policy {name} {jobs[0]} reaches less"]
-    if not unreachable(built("deploy/overlays/production"), built("deploy/jobs/verify")):
+            if not problems_of_job(without, job):
+                return [f"{folder}: the check does not detect that without the NetworkPolicy {name} {jobs[0]} reaches less"]
+    if not problems_of_job(kustomized("deploy/overlays/production"), kustomized("deploy/jobs/verify")):
         return ["the check does not detect that the local overlay's Job is wrong in production"]
     return []
 
 
 if __name__ == "__main__":
-    problems = check() + sees_differences()
-    print("\n".join(problems) or "policies and routes match the contract")
+    problems = check() + check_control_cases()
+    print("\n".join(problems) or "NetworkPolicies and routes match the contract")
     sys.exit(1 if problems else 0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The operators' files: rules, dashboard, runbook and collector against a running system.
+"""The files of deploy/operations: rules, dashboard, runbook and collector against a running system.
 
     .ci/operations.py [PART...]
 
@@ -40,7 +40,7 @@ RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 # Metrics that a healthy system does not send: name in Prometheus → its name in the code, the file that sends it, why it is absent.
 ONLY_IN_TROUBLE = {
     "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
-    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/slots.rs", "sent only when more than 64 log-ins are queued"),
+    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/hashing_permits.rs", "sent only when more than 64 log-ins are queued"),
 }
 # The User Service's: enough for the load's log-ins, but not for one of 60 KiB, whose bytes count four times.
 MEMORY_BUDGET = 128 * 1024
@@ -66,7 +66,7 @@ def selectors(expression):
     return list(dict.fromkeys(found)), labels
 
 
-def filled_in(expression):
+def fill_in_variables(expression):
     """A panel's expression with its variables set to all."""
     text = expression.replace("$__rate_interval", "1m")
     return re.sub(r"\$(job|instance)\b", ".*", text)
@@ -134,7 +134,7 @@ def dashboard():
     return f"{len(panels())} panels"
 
 
-def unseen_logs(text):
+def partial_log_commands(text):
     """Commands that read only one of the pods, or ten lines of each: `logs deploy/SERVICE`, and `logs -l` without --tail."""
     found = []
     for command in re.findall(r"kubectl [^|`\n]*\blogs [^|`\n]*", text):
@@ -168,9 +168,9 @@ def runbook():
         missing = [word for word in ("**Means**", "**Look**", "**Do**", "**Wake**") if word not in section]
         check(not missing, f"{section.split()[0]}: {missing} is missing")
 
-    partial = unseen_logs(text)
+    partial = partial_log_commands(text)
     check(not partial, "commands that show only a part of a service's log:\n" + "\n".join(partial))
-    seen = unseen_logs("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
+    seen = partial_log_commands("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
     check(len(seen) == 2, f"control: commands that show a part of the log are detected: {seen}")
 
     # The searches in Jaeger use only tags that CI finds there, row by row of the table of failures.
@@ -207,7 +207,7 @@ def runbook():
 
 # --- with a running system
 
-def trouble(system):
+def cause_failures(system):
     """Throttled log-ins, an oversized one, an invalid token, a crashed service: produces the metrics that only failures produce."""
     email, _ = system.customer()
     for _ in range(8):
@@ -215,15 +215,15 @@ def trouble(system):
             system.login(email, "wrong horse battery")
         except CallError:
             pass
-    refused = []
+    rejected = []
     for port, method, message in (
             (system.port("order"), "order.v1.OrderService/ListOrders", {}),
             (system.port("user"), "user.v1.UserService/Login", {"email": email, "password": "x" * 60 * 1024})):
         try:
             grpc(port, method, message, "nonsense")
         except CallError as error:
-            refused.append(error.reason)
-    check(refused == ["TOKEN_MALFORMED", "OUT_OF_MEMORY"], f"an invalid token and an oversized call are rejected: {refused}")
+            rejected.append(error.reason)
+    check(rejected == ["TOKEN_MALFORMED", "OUT_OF_MEMORY"], f"an invalid token and an oversized call are rejected: {rejected}")
     _, token = system.customer()
 
     def fails():
@@ -239,7 +239,7 @@ def trouble(system):
     eventually("the Data Service is back", 30, lambda: system.order(token))
 
 
-def found_by_the_runbook(stack):
+def check_runbook_searches(stack):
     """Each of the runbook's searches in Jaeger finds traces: earlier steps caused failures of each kind."""
     searches = re.findall(r"curl -s 'localhost:16686(\S+)'", "\n".join(blocks("sh")))
     for search in searches:
@@ -247,7 +247,7 @@ def found_by_the_runbook(stack):
     check(searches, "the runbook searches for traces")
 
 
-def attention(stack, system):
+def check_needs_attention(stack, system):
     """An order that needs attention raises an alert, and the runbook's procedure resolves it."""
     _, token = system.customer()
     operator = system.login_as_operator()
@@ -286,14 +286,14 @@ def attention(stack, system):
     eventually("the alert resolves", 40, lambda: not stack.query_of(alerts))
 
 
-def compared(stack):
+def compare_names(stack):
     """Every metric and label of rules, dashboard and runbook exists, or is listed above; every expression has a result."""
     groups = stack.api("rules")["groups"]
     every = [rule for group in groups for rule in group["rules"]]
     ill = {rule["name"]: rule.get("lastError") for rule in every if rule["health"] != "ok"}
     check(every and not ill, f"every rule evaluates: {ill}")
     asked = [(rule["name"], rule["query"], None) for rule in every]
-    asked += [(panel["title"], filled_in(target["expr"]), target["legendFormat"]) for panel in panels() for target in panel["targets"]]
+    asked += [(panel["title"], fill_in_variables(target["expr"]), target["legendFormat"]) for panel in panels() for target in panel["targets"]]
     asked += [("runbook", line.strip(), None) for block in blocks("promql") for line in block.splitlines() if line.strip() and not line.startswith("#")]
     wrong, seen, missed = [], set(), set()
     for where, expression, legend in asked:
@@ -338,12 +338,12 @@ def live():
         flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
         with System(flags, env=stack.env()) as system:
             system.run("load", "--orders", "150", "--customers", "4", "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
-            trouble(system)
-            sampling.reasons(stack, system)
-            found_by_the_runbook(stack)
-            attention(stack, system)
+            cause_failures(system)
+            sampling.check_reasons(stack, system)
+            check_runbook_searches(stack)
+            check_needs_attention(stack, system)
             # Long enough for two exports, so that rates cover the last calls.
-            return eventually("every expression has a result", 60, lambda: compared(stack))
+            return eventually("every expression has a result", 60, lambda: compare_names(stack))
 
 
 PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "sampling": sampling.run, "logs": records.run, "live": live}

@@ -38,13 +38,13 @@ class Postgres:
             [self.programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8"],
             check=True, stdout=subprocess.DEVNULL, **self.options())
         self.log = open(self.folder / "log", "w", encoding="utf-8")
-        self.begin()
+        self.start()
         return self
 
     def options(self):
         return {"user": self.user, "cwd": self.folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
 
-    def begin(self):
+    def start(self):
         settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "max_connections": 200}
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         self.process = subprocess.Popen(
@@ -52,7 +52,7 @@ class Postgres:
             stderr=subprocess.STDOUT, start_new_session=True, **self.options())
         eventually("PostgreSQL is ready", 30, lambda: self.sql("SELECT 1"))
 
-    def end(self):
+    def stop(self):
         # SIGINT: a fast shutdown, which closes every connection.
         self.process.send_signal(2)
         try:
@@ -64,7 +64,7 @@ class Postgres:
     def __exit__(self, kind, *_):
         if kind:
             print("--- PostgreSQL's last lines:", *(self.folder / "log").read_text().splitlines()[-20:], "---", sep="\n")
-        self.end()
+        self.stop()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -80,13 +80,13 @@ class Postgres:
         return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
 
 
-def verified(system, *flags):
+def check_verify(system, *flags):
     """`ordermesh verify` checks promises 1 to 4 and finds no violation."""
     said = system.run("verify", *flags, seconds=60)
     check(said.count("kept") == 4, f"the promises are kept:\n{said}")
 
 
-def skipped():
+def skip_reason():
     """Why there is no PostgreSQL to test with; None if there is one."""
     if postgres_programs():
         return None
@@ -102,16 +102,16 @@ def readyz_status(system, service, instance):
         return error.code
 
 
-def goes_away():
+def outage():
     """The database stops during an order: calls get UNAVAILABLE and no instance is ready; when it is back, all recover by themselves."""
-    if why := skipped():
+    if why := skip_reason():
         return why
     with Postgres(postgres_programs()) as server, System(flags=["--database-url", server.url("postgres")]) as system:
         _, token = system.customer()
         system.login_as_operator()
         before = {pid for pid, _ in system.children()}
         order = system.order(token, "pm_gateway_slow")
-        server.end()
+        server.stop()
         services = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)]
         eventually("no instance is ready", 20, lambda: all(readyz_status(system, *one) == 503 for one in services))
         try:
@@ -120,23 +120,23 @@ def goes_away():
         except CallError as error:
             check('"code": 14' in error.text or "Unavailable" in error.text, f"UNAVAILABLE: {error.text}")
             check("RetryInfo" in error.text, f"RetryInfo is present: {error.text}")
-        server.begin()
+        server.start()
         eventually("every instance is ready again", 30, lambda: all(readyz_status(system, *one) == 200 for one in services))
         check_exactly_once(system, order["orderId"], token)
         check_exactly_once(system, system.order(token)["orderId"], token)
         check({pid for pid, _ in system.children()} == before, "no process was restarted")
-        verified(system, "--database-url", server.url("postgres"))
+        check_verify(system, "--database-url", server.url("postgres"))
     return "rejected with UNAVAILABLE and RetryInfo, not ready; then both orders fulfilled, by the same processes"
 
 
 def chaos():
     """Chaos on PostgreSQL, which is killed too."""
-    return skipped() or chaos_on("--postgres", "--duration", "40s")
+    return skip_reason() or chaos_on("--postgres", "--duration", "40s")
 
 
 def on_postgres():
-    """A happy order and a declined one, each service on its own PostgreSQL database."""
-    if why := skipped():
+    """A successful order and a declined one, each service on its own PostgreSQL database."""
+    if why := skip_reason():
         return why
     with Postgres(postgres_programs()) as server:
         flags = []
@@ -156,8 +156,8 @@ def on_postgres():
             check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"the decline code: {final['paymentFailure']}")
             eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
             check(not list(system.data_dir.glob("*.db")), "no SQLite file was created")
-            verified(system, *stores)
+            check_verify(system, *stores)
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
         version = server.sql("SHOW server_version")
-    return f"PostgreSQL {version}: a happy order and a declined one"
+    return f"PostgreSQL {version}: a successful order and a declined one"

@@ -64,7 +64,7 @@ def key(record):
 
 
 def run():
-    """A happy order, a declined one and a wrong password: the log store has exactly one record for each stored event."""
+    """A successful order, a declined one and a wrong password: the log store has exactly one record for each stored event."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-logs-") as folder, Store() as store, Pipeline(Path(folder), "1s", 0, store.url) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
             email, token = system.customer()

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from postgres import readyz_status, verified
+from postgres import check_verify, readyz_status
 from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
@@ -67,8 +67,8 @@ class Load:
         said, _ = self.process.communicate(timeout=180)
         check(self.process.returncode == 0, f"every order ends in its expected state:\n{said}")
         figures = json.loads(self.report.read_text())
-        refused = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
-        check(not refused, f"failed calls: {refused}\n{said}")
+        failed = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
+        check(not failed, f"failed calls: {failed}\n{said}")
         return figures["latencies"]["acknowledged"]["count"], sum(figures["refusals"].values())
 
 
@@ -82,7 +82,7 @@ def under_load(*flags):
             for service, instance in instances:
                 restart(system, service, instance)
             acknowledged, moved = load.seen()
-        verified(system, *tls)
+        check_verify(system, *tls)
     return f"{len(instances)} restarts in {load.took:.0f} s, {acknowledged} orders, 0 failed calls, {moved} watches resumed at other instances"
 
 

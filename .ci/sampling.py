@@ -18,29 +18,29 @@ def is_slow(spans):
     return max(span.start_s + span.duration_s for span in spans) - min(span.start_s for span in spans) >= SLOW_S
 
 
-def share():
+def check_sampled_share():
     """Of 1,000 orders with 5 % declines the collector keeps every declined order's complete trace, and about 10 % of the rest."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SHARE_PERCENT) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
             mix = f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}"
             system.run("load", "--orders", str(ORDERS), "--mix", mix, "--customers", "8", "--no-verify")
-            decided(pipeline.jaeger, system)
+            wait_for_decisions(pipeline.jaeger, system)
             payments = [event for event in system.all_events(type="EVENT_TYPE_PAYMENT_PROCESSING")]
             failed = {event["traceId"]: event["eventId"] for event in payments if event["status"] == "EVENT_STATUS_FAILED"}
             paid = {event["traceId"] for event in payments} - failed.keys()
             check(len(failed) + len(paid) == ORDERS + 1, f"each order's payment is an event: {len(failed)} failed, {len(paid)} paid")
             # The order that `decided` places is declined too.
-            within(len(failed) - 1, ORDERS, DECLINED_PERCENT, "declined orders")
+            check_share(len(failed) - 1, ORDERS, DECLINED_PERCENT, "declined orders")
             for trace, event in failed.items():
-                whole(pipeline.jaeger, trace, event)
+                check_trace_is_complete(pipeline.jaeger, trace, event)
             kept = {trace: spans for trace in paid if (spans := pipeline.jaeger.spans(trace))}
             # Exclude traces kept for other reasons: a machine under load has slow orders.
             by_lot = [trace for trace, spans in kept.items() if not is_slow(spans) and not any(span.error for span in spans)]
-            within(len(by_lot), len(paid), SHARE_PERCENT, "traces kept of the orders that were paid")
+            check_share(len(by_lot), len(paid), SHARE_PERCENT, "traces kept of the orders that were paid")
     return f"{len(failed)} of {len(failed)} declined orders' traces, {len(by_lot)} of {len(paid)} others' ({len(kept) - len(by_lot)} more were slow)"
 
 
-def decided(jaeger, system):
+def wait_for_decisions(jaeger, system):
     """Waits until the sampling of all earlier traces is decided: decisions follow the sequence of arrival, so a last order's trace shows it."""
     trace = new_trace()
     _, token = system.customer()
@@ -48,13 +48,13 @@ def decided(jaeger, system):
     eventually("the last order's trace is in Jaeger", 60, lambda: any(span.name == CREATE_ORDER for span in jaeger.spans(trace)))
 
 
-def within(count, of, percent, what):
+def check_share(count, of, percent, what):
     """Within five standard deviations of the expected count: a false alarm occurs once in a million runs."""
     wanted, deviation = of * percent / 100, math.sqrt(of * percent / 100 * (1 - percent / 100))
     check(abs(count - wanted) <= 5 * deviation, f"{what}: {count} of {of}, expected about {percent} %: {wanted:.0f} ± {5 * deviation:.0f}")
 
 
-def whole(jaeger, trace, event):
+def check_trace_is_complete(jaeger, trace, event):
     """The stored trace has all its services, its one failed event, and no span twice."""
     spans = jaeger.spans(trace, raw=True)
     twice = [span.name for span in spans if Counter(each.id for each in spans)[span.id] > 1]
@@ -65,7 +65,7 @@ def whole(jaeger, trace, event):
     check(failures == [("payment_processing", event)], f"trace {trace} has the failed event of the store: {failures}")
 
 
-def late():
+def check_late_failure():
     """A failure after the decision to drop its trace is still in Jaeger: its event's span alone, once."""
     # No span of the order may be slow before the decision: neither the gateway's, nor that of the waiting call.
     flags = ["--payment.gateway-timeout", "5s", "--payment.wait-timeout", "4s", "--user.bcrypt-cost", "4"]
@@ -76,7 +76,7 @@ def late():
             order = system.order(token, "pm_gateway_noAnswer", headers=[traceparent(trace)])
             final = system.until_final(order["orderId"], token)
             check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the order ends {final['state']}")
-            decided(pipeline.jaeger, system)
+            wait_for_decisions(pipeline.jaeger, system)
             spans = pipeline.jaeger.spans(trace, raw=True)
             events = [(str(span.event) if span.event else span.name) for span in spans]
             check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"the spans kept of a trace that fails late: {events}")
@@ -85,10 +85,10 @@ def late():
 
 def run():
     """The collector keeps each failed event's trace, a share of the rest, and a late failure's span."""
-    return f"{share()}; {late()}"
+    return f"{check_sampled_share()}; {check_late_failure()}"
 
 
-def reasons(pipeline, system):
+def check_reasons(pipeline, system):
     """With a share of 0: the traces of a slow order, of one with an error, of a declined one and of a rejected one arrive in Jaeger; that of a
     fast successful one does not."""
     methods = {

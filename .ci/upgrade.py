@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from postgres import Postgres, postgres_programs, skipped, verified
+from postgres import Postgres, check_verify, postgres_programs, skip_reason
 from rolling import Load, restart
 from system import BIN, PROGRAMS, TARGET, System, check, eventually, grpc
 
@@ -19,7 +19,7 @@ SERVICES = ("user", "order", "payment", "data")
 LATER = {"user": "account", "order": "orders", "payment": "payment", "data": "product"}
 
 
-def put(binary, path):
+def install(binary, path):
     """Replaces the program at a path atomically."""
     new = path.with_suffix(".new")
     shutil.copy2(binary, new)
@@ -31,25 +31,25 @@ def restart_all(system, instances):
         restart(system, service, instance)
 
 
-def of_release(system, binary):
+def count_children_of(system, binary):
     """The number of children that run a release's program."""
     size = binary.stat().st_size
     return sum(os.stat(f"/proc/{pid}/exe").st_size == size for pid, _ in system.children())
 
 
-def starts(url):
+def replaceable_system(url):
     """A system of the previous release on PostgreSQL, whose program can be replaced: (folder, system, exchange)."""
     folder = tempfile.TemporaryDirectory(prefix="ordermesh-upgrade-")
     program = Path(folder.name) / "ordermesh"
-    put(PREVIOUS, program)
+    install(PREVIOUS, program)
     PROGRAMS.add(str(program))
     system = System(flags=[*url, "--user.bcrypt-cost", "4"], program=program)
-    return folder, system, lambda binary: put(binary, program)
+    return folder, system, lambda binary: install(binary, program)
 
 
 def run():
     """Upgraded, rolled back and upgraded again under load: 0 failed calls, 0 lost orders, 0 lost events, in any sequence of the services."""
-    if why := skipped():
+    if why := skip_reason():
         return why
     check(PREVIOUS.exists(), f"{PREVIOUS} exists (.ci/previous.sh builds it)")
     return f"{on_a_newer_schema()}; {data_last()}"
@@ -59,13 +59,13 @@ def on_a_newer_schema():
     """Both releases side by side, on a schema newer than both."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
-        folder, started, exchange = starts(url)
+        folder, started, exchange = replaceable_system(url)
         with folder, started as system:
             with Load(system, "--customers", "6", *url) as load:
                 exchange(BIN)
                 new_beside_old = [(service, 1) for service in SERVICES]
                 restart_all(system, new_beside_old)
-                check(of_release(system, BIN) == 4, "one instance of each service is of this release")
+                check(count_children_of(system, BIN) == 4, "one instance of each service is of this release")
                 for service, table in LATER.items():  # a schema newer than both
                     server.sql(f'ALTER TABLE "{service}".{table} ADD COLUMN later TEXT')
                     server.sql(f"INSERT INTO \"{service}\".schema_version VALUES (1000, 'a later release', 0)")
@@ -73,23 +73,23 @@ def on_a_newer_schema():
                 old_on_new_schema = [(service, 2) for service in SERVICES]
                 restart_all(system, old_on_new_schema)
                 restart_all(system, new_beside_old)  # rolled back
-                check(of_release(system, PREVIOUS) == 9, "all are of the previous release")
+                check(count_children_of(system, PREVIOUS) == 9, "all are of the previous release")
                 exchange(BIN)
                 restart_all(system, new_beside_old + old_on_new_schema)  # and upgraded again
-                check(of_release(system, BIN) == 8, "all but the gateway are of this release")
+                check(count_children_of(system, BIN) == 8, "all but the gateway are of this release")
                 acknowledged, _ = load.seen()
-            all_stored(system, server)
-            verified(system, *url)
+            check_all_events_are_stored(system, server)
+            check_verify(system, *url)
     return f"20 restarts in {load.took:.0f} s, {acknowledged} orders, 0 failed calls"
 
 
-def kept_apart(server, service):
+def rejected_events(server, service):
     """The ids of a service's events that the Data Service has rejected."""
     found = server.sql(f'SELECT event_id FROM "{service}".outbox_refused')
     return set() if found == "done" else set(found.splitlines())
 
 
-def all_stored(system, server):
+def check_all_events_are_stored(system, server):
     """Rejected events are sent again at startup: afterwards every outbox is empty."""
     senders = ("user", "order", "payment")
     restart_all(system, [(service, n) for service in senders for n in (1, 2)])
@@ -103,7 +103,7 @@ def all_stored(system, server):
     eventually("every event is stored", 60, left)
 
 
-def audits(system):
+def cause_audit_events(system):
     """Changes an account, which is audited, besides the load's cancellations."""
     _, token = system.customer()
     change = {"profile": {"display_name": "Another"}, "update_mask": {"paths": ["display_name"]}}
@@ -114,27 +114,27 @@ def data_last():
     """The wrong sequence: user and order are upgraded before data, which rejects their audit events; none of them is lost."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
-        folder, started, exchange = starts(url)
+        folder, started, exchange = replaceable_system(url)
         first = [(service, n) for n in (1, 2) for service in ("user", "order")]
         last = [(service, n) for n in (1, 2) for service in ("payment", "data")]
         with folder, started as system:
-            refused = set()
+            rejected = set()
             with Load(system, "--customers", "6", *url) as load:
                 for binary, count in ((BIN, 4), (PREVIOUS, 9), (BIN, 4)):  # upgraded, rolled back, and upgraded again
                     exchange(binary)
                     restart_all(system, first)
-                    check(of_release(system, binary) == count, f"{count} instances are of {binary}")
+                    check(count_children_of(system, binary) == count, f"{count} instances are of {binary}")
                     if binary == BIN:
-                        audits(system)
+                        cause_audit_events(system)
                         for service in ("user", "order"):
-                            eventually(f"the old Data Service rejects new events of {service}", 30, lambda service=service: kept_apart(server, service))
-                    refused |= kept_apart(server, "user") | kept_apart(server, "order")
+                            eventually(f"the old Data Service rejects new events of {service}", 30, lambda service=service: rejected_events(server, service))
+                    rejected |= rejected_events(server, "user") | rejected_events(server, "order")
                 restart_all(system, last)
-                check(of_release(system, BIN) == 8, "all but the gateway are of this release")
+                check(count_children_of(system, BIN) == 8, "all but the gateway are of this release")
                 acknowledged, _ = load.seen()
-            refused |= kept_apart(server, "user") | kept_apart(server, "order")
-            all_stored(system, server)
+            rejected |= rejected_events(server, "user") | rejected_events(server, "order")
+            check_all_events_are_stored(system, server)
             stored = set(server.sql('SELECT event_id FROM "data".trace_event').splitlines())
-            check(refused and refused <= stored, f"every rejected event is stored in the end: {len(refused - stored)} of {len(refused)} are not")
-            verified(system, *url)
-    return f"data last: {acknowledged} orders, {len(refused)} events rejected and stored in the end"
+            check(rejected and rejected <= stored, f"every rejected event is stored in the end: {len(rejected - stored)} of {len(rejected)} are not")
+            check_verify(system, *url)
+    return f"data last: {acknowledged} orders, {len(rejected)} events rejected and stored in the end"

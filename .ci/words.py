@@ -21,7 +21,7 @@ EXCEPTIONS = {
 MADE_UP = re.compile(r"nobody[-@]|nobody_knows|nobody-knows|\"nobody\"|--nobody|=nobody\b|somebody-elses-order")
 
 
-def spoken(text):
+def words_of(text):
     """The words of a text, with identifiers taken apart."""
     text = MADE_UP.sub(" ", text)
     text = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", text)
@@ -36,13 +36,13 @@ def main():
             continue
         looked_at += 1
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
-            words = spoken(line)
+            words = words_of(line)
             for word, instead in lines:
                 if f" {word} " in words and not {(name, word), (name, "*")} & EXCEPTIONS.keys():
                     wrong.append(f"{name}:{number}: {word!r} ({instead}): {line.strip()[:120]}")
     if looked_at < 200:
         wrong.append(f"only {looked_at} files were looked at")
-    if not spoken("let is_told = NoBody::told()").count(" told ") == 2:
+    if not words_of("let is_told = NoBody::told()").count(" told ") == 2:
         wrong.append("identifiers are not taken apart")
     print("\n".join(wrong) or f"{looked_at} files, {len(lines)} words: none is used")
     return 1 if wrong else 0

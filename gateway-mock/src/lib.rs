@@ -1,7 +1,7 @@
 //! A mock of an external payment gateway with a durable ledger and fault injection.
 //!
-//! Reliable where the platform has to trust it: one row per charge key (a charge or a tombstone, whichever commits
-//! first), idempotent replay of stored responses, only definite ones stored. Knows nothing of the platform: no orders,
+//! Reliable where the platform depends on it: one row per charge key (a charge or a tombstone, whichever commits
+//! first), idempotent replay of stored responses, only definite ones stored. Independent of the platform: no orders,
 //! no users, no access tokens; its merchants authenticate with an API key. Start reading at [`charge`].
 //!
 //! # Layout

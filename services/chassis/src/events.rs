@@ -41,7 +41,7 @@ const MAX_REPEATS_PER_SECOND: u32 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Nothing,
-    AsItIs,
+    Unchanged,
     /// Stored as a success: the failure is the lookup's result.
     Success,
 }
@@ -57,28 +57,28 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
         // the session; a rejection by a limit is a metric too.
         ("user_login", Kind::Server) => match (error, class) {
             (None, _) | (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))  => Verdict::Nothing,
-            (Some(_), _)                                                                => Verdict::AsItIs,
+            (Some(_), _)                                                                => Verdict::Unchanged,
         },
         // The same, but malformed requests are stored too.
         ("order_creation" | "audit", Kind::Server) => match (error, class) {
             (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
-            (Some(_), _)                                              => Verdict::AsItIs,
+            (Some(_), _)                                              => Verdict::Unchanged,
         },
         // A lookup with a result is a success, even if the result is NOT_FOUND.
         ("data_lookup", Kind::Server) => match (error, class) {
-            (None, _)                                                                   => Verdict::AsItIs,
+            (None, _)                                                                   => Verdict::Unchanged,
             (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))      => Verdict::Nothing,
             (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Success,
-            (Some(_), _)                                                                => Verdict::AsItIs,
+            (Some(_), _)                                                                => Verdict::Unchanged,
         },
         // The client's side is an event only when the peer did not respond.
         ("data_lookup", Kind::Client) => match class {
-            Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::AsItIs,
+            Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::Unchanged,
             Some(_) | None                                                              => Verdict::Nothing,
         },
         // Without a response, the outcome of a payment request is unknown, and that is no event: only a request that
         // was never sent is one.
-        ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
+        ("payment_processing", Kind::Client) if unreachable               => Verdict::Unchanged,
         // All other events are written in the transaction of their effect.
         _ => Verdict::Nothing,
     }
@@ -150,7 +150,7 @@ impl EventSink for Sink {
         let mut event = ended.event;
         match verdict(ended.kind, &event) {
             Verdict::Nothing => return Disposition::NoEvent,
-            Verdict::AsItIs => {}
+            Verdict::Unchanged => {}
             Verdict::Success => {
                 let reason = event.error.take().map(|error| error.reason).unwrap_or_default();
                 event.attributes.insert("answer".to_owned(), reason);
@@ -278,31 +278,31 @@ mod tests {
 
     #[test]
     fn the_table_of_events_without_a_transaction() {
-        use Verdict::{AsItIs, Nothing, Success};
+        use Verdict::{Nothing, Success, Unchanged};
         let cases = [
             ("user_login", Kind::Server, None, Nothing),
-            ("user_login", Kind::Server, Some("UNAUTHENTICATED"), AsItIs),
+            ("user_login", Kind::Server, Some("UNAUTHENTICATED"), Unchanged),
             ("user_login", Kind::Server, Some("RESOURCE_EXHAUSTED"), Nothing),
             ("user_login", Kind::Server, Some("ValidationError"), Nothing),
-            ("user_login", Kind::Server, Some("OutOfMemoryError"), AsItIs),
-            ("audit", Kind::Server, Some("ValidationError"), AsItIs),
-            ("order_creation", Kind::Server, Some("ValidationError"), AsItIs),
-            ("order_creation", Kind::Server, Some("OutOfMemoryError"), AsItIs),
-            ("data_lookup", Kind::Server, None, AsItIs),
+            ("user_login", Kind::Server, Some("OutOfMemoryError"), Unchanged),
+            ("audit", Kind::Server, Some("ValidationError"), Unchanged),
+            ("order_creation", Kind::Server, Some("ValidationError"), Unchanged),
+            ("order_creation", Kind::Server, Some("OutOfMemoryError"), Unchanged),
+            ("data_lookup", Kind::Server, None, Unchanged),
             ("data_lookup", Kind::Server, Some("NOT_FOUND"), Success),
             ("data_lookup", Kind::Server, Some("ValidationError"), Nothing),
-            ("data_lookup", Kind::Server, Some("TIMEOUT"), AsItIs),
+            ("data_lookup", Kind::Server, Some("TIMEOUT"), Unchanged),
             ("data_lookup", Kind::Client, None, Nothing),
             ("data_lookup", Kind::Client, Some("ValidationError"), Nothing),
-            ("data_lookup", Kind::Client, Some("TIMEOUT"), AsItIs),
-            ("data_lookup", Kind::Client, Some("CONNECTION_ERROR"), AsItIs),
+            ("data_lookup", Kind::Client, Some("TIMEOUT"), Unchanged),
+            ("data_lookup", Kind::Client, Some("CONNECTION_ERROR"), Unchanged),
             ("payment_processing", Kind::Server, Some("ValidationError"), Nothing),
             ("payment_processing", Kind::Client, Some("CONNECTION_ERROR"), Nothing),
             ("payment_processing", Kind::Client, Some("TIMEOUT"), Nothing),
             ("payment_processing", Kind::Internal, None, Nothing),
             ("order_fulfillment", Kind::Server, Some("FAILED_PRECONDITION"), Nothing),
             ("audit", Kind::Server, None, Nothing),
-            ("audit", Kind::Server, Some("FAILED_PRECONDITION"), AsItIs),
+            ("audit", Kind::Server, Some("FAILED_PRECONDITION"), Unchanged),
             ("audit", Kind::Server, Some("RESOURCE_EXHAUSTED"), Nothing),
             ("audit", Kind::Client, Some("CONNECTION_ERROR"), Nothing),
         ];
@@ -388,6 +388,6 @@ mod tests {
         let mut unreachable = event("payment_processing", Some("CONNECTION_ERROR"));
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Nothing);
         unreachable.error.as_mut().expect("a failure").reason = "UNREACHABLE".into();
-        assert_eq!(verdict(Kind::Client, &unreachable), Verdict::AsItIs);
+        assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Unchanged);
     }
 }

@@ -97,7 +97,7 @@ impl Catalog {
     /// Looks up products with one query: prices are never stale.
     pub(crate) async fn lookup(&self, skus: Vec<String>, operation: &Operation) -> Result<Lookup, Error> {
         operation.set("skus", skus.len().to_string());
-        self.fault.strike().await?;
+        self.fault.inject().await?;
         let found = self.store.products(&distinct(&skus)).await?;
         let lookup = arrange(skus, found);
         operation.set("missing", lookup.missing.len().to_string());
@@ -122,7 +122,7 @@ impl Catalog {
             page
         };
         // In its own task: if the call is cancelled, the connection stays busy until the statement ends, and so does
-        // the slot.
+        // the permit.
         tokio::spawn(search.in_current_span()).await.unwrap_or_else(|_| Err(storage::Error::Panicked.into()))
     }
 
@@ -135,7 +135,7 @@ impl Catalog {
     /// Estimates the delivery date of a parcel.
     pub(crate) async fn estimate(&self, to: Destination, operation: &Operation) -> Result<Estimate, Error> {
         operation.set("country_code", to.country.clone());
-        self.fault.strike().await?;
+        self.fault.inject().await?;
         let rules = self.store.delivery_rules(&to.country).await?;
         let Some(rule) = delivery::choose(rules, &to.postal_code) else {
             return Err(Error::NoDeliveryZone { country: to.country });
@@ -219,7 +219,7 @@ mod tests {
             page: PageToken::decode(&mut chassis::Fields::default(), "", Fingerprint::of("ListProducts/1"), |_| None),
         };
         let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
-        // Each slot is held by a search that does not end.
+        // Each permit is held by a search that does not end.
         let held = [searches.acquire(None).await, searches.acquire("192.0.2.1".parse().ok()).await];
         let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&list, None, &operation))).collect();
         let mut rejected = 0;

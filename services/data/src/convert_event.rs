@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use crate::cursor::Cursors;
 use crate::trace_event::{
-    Appended, EventCount, Filter, ListTraceEvents, Listed, MAX_APPEND, Outcome, Received, Resume, SummarizeTraceEvents,
+    AppendOutcome, Appended, EventCount, Filter, ListTraceEvents, Listed, MAX_APPEND, Received, Resume,
+    SummarizeTraceEvents,
 };
 use crate::watch::{Update, WatchTraceEvents};
 
@@ -282,9 +283,9 @@ impl TryFrom<proto::SummarizeTraceEventsRequest> for SummarizeTraceEvents {
 impl From<Appended> for proto::AppendResult {
     fn from(Appended { event_id, outcome }: Appended) -> Self {
         let (outcome, refusal) = match outcome {
-            Outcome::Stored => (append_result::Outcome::Stored, String::new()),
-            Outcome::Duplicate => (append_result::Outcome::Duplicate, String::new()),
-            Outcome::Rejected(why) => (append_result::Outcome::Refused, why),
+            AppendOutcome::Stored => (append_result::Outcome::Stored, String::new()),
+            AppendOutcome::Duplicate => (append_result::Outcome::Duplicate, String::new()),
+            AppendOutcome::Rejected(why) => (append_result::Outcome::Refused, why),
         };
         Self { event_id, outcome: outcome.into(), refusal }
     }

@@ -32,7 +32,7 @@ impl FromStr for FaultLookup {
 
 impl FaultLookup {
     /// Applies the fault: returns, returns late, or fails.
-    pub(crate) async fn strike(self) -> Result<(), Error> {
+    pub(crate) async fn inject(self) -> Result<(), Error> {
         match self {
             Self::None => Ok(()),
             Self::Slow(wait) => {

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::migration::MIGRATIONS;
     use crate::sample::event;
-    use crate::trace_event::{Outcome, Received};
+    use crate::trace_event::{AppendOutcome, Received};
     use crate::trace_event_store::TraceEventStore;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
         let again = vec![Received { event_id: "again".into(), event: Ok(kept) }];
         let appended = events.append(again).await.expect("stored");
-        assert_eq!(appended[0].outcome, Outcome::Stored, "it had been deleted");
+        assert_eq!(appended[0].outcome, AppendOutcome::Stored, "it had been deleted");
     }
 
     #[tokio::test]
@@ -106,7 +106,7 @@ mod tests {
         let gone = async {
             // Only an event that does not exist can be stored.
             let sent = || vec![Received { event_id: String::new(), event: Ok(old.clone()) }];
-            while events.append(sent()).await.expect("appended")[0].outcome != Outcome::Stored {}
+            while events.append(sent()).await.expect("appended")[0].outcome != AppendOutcome::Stored {}
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.expect("swept in time");
         stop.cancel();

@@ -1,7 +1,7 @@
 //! Limits searches of the catalogue: a search reads all of it, and any client may request one. Searches use only part
 //! of the database's connections, so that lookups never wait for them, and each address has a fair share of that part.
 //!
-//! When too many are waiting, the newest of the address with the most slots is evicted, rather than the new caller.
+//! When too many are waiting, the newest of the address with the most searches is evicted, rather than the new caller.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ pub(crate) struct Searches(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     max_running: usize,
-    /// The limit per address, which leaves slots for others.
+    /// The limit per address, which leaves permits for others.
     max_running_per_address: usize,
     max_waiting: usize,
     queue: Mutex<Queue>,
@@ -39,7 +39,7 @@ struct Queue {
     served: u64,
 }
 
-/// The slots of an address.
+/// The searches of an address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     running: usize,
@@ -90,7 +90,7 @@ impl Shared {
         self.queue.lock()
     }
 
-    /// Grants permits while there are free slots. Sending to a cancelled caller returns the permit, and dropping that
+    /// Grants permits while any are free. Sending to a cancelled caller returns the permit, and dropping that
     /// takes the lock again: so it is sent without the lock.
     fn grant(self: &Arc<Self>) {
         loop {
@@ -104,11 +104,11 @@ impl Shared {
 }
 
 impl Queue {
-    fn admit(&mut self, arrival: Waiting, max_waiting: usize) -> Result<(), Error> {
+    fn admit(&mut self, call: Waiting, max_waiting: usize) -> Result<(), Error> {
         self.remove_cancelled();
         if self.waiting.len() >= max_waiting {
-            let of_arrival = self.held(arrival.address) + 1;
-            let holds_more = |waiting: &Waiting| self.held(waiting.address) > of_arrival;
+            let new_total = self.held(call.address) + 1;
+            let holds_more = |waiting: &Waiting| self.held(waiting.address) > new_total;
             let largest = self
                 .waiting
                 .iter()
@@ -121,8 +121,8 @@ impl Queue {
                 self.leave(newest);
             }
         }
-        self.addresses.entry(arrival.address).or_default().waiting += 1;
-        self.waiting.push(arrival);
+        self.addresses.entry(call.address).or_default().waiting += 1;
+        self.waiting.push(call);
         Ok(())
     }
 
@@ -162,7 +162,7 @@ impl Queue {
         }
     }
 
-    /// Removes the address if it has no slots.
+    /// Removes the address if it has no searches.
     fn change(&mut self, address: Address, change: impl FnOnce(&mut Held)) {
         let held = self.addresses.entry(address).or_default();
         change(held);
@@ -211,23 +211,23 @@ mod tests {
     #[tokio::test]
     async fn an_address_has_a_fair_share_and_others_are_served_next() {
         let searches = Searches::with(2, 8);
-        let first = searches.acquire(address(1)).await.expect("a free slot");
+        let first = searches.acquire(address(1)).await.expect("a free permit");
         let mut second = acquire(&searches, 1);
-        assert!(poll(&mut second).is_none(), "the other slot is for other addresses");
-        let other = searches.acquire(address(2)).await.expect("its slot");
+        assert!(poll(&mut second).is_none(), "the other permit is for other addresses");
+        let other = searches.acquire(address(2)).await.expect("its permit");
         let mut third = acquire(&searches, 3);
-        assert!(poll(&mut third).is_none(), "both slots are used");
+        assert!(poll(&mut third).is_none(), "both permits are used");
         drop(first);
         assert!(matches!(poll(&mut third), Some(Ok(()))), "an address that was not served yet is next");
         assert!(matches!(poll(&mut second), Some(Ok(()))));
         drop(other);
-        assert!(searches.0.queue().addresses.is_empty(), "addresses without slots are removed");
+        assert!(searches.0.queue().addresses.is_empty(), "addresses without searches are removed");
     }
 
     #[tokio::test]
     async fn a_full_queue_evicts_from_the_address_with_the_most_searches() {
         let searches = Searches::with(1, 3);
-        let running = searches.acquire(address(1)).await.expect("a free slot");
+        let running = searches.acquire(address(1)).await.expect("a free permit");
         let mut attack: Vec<_> = (0..3).map(|_| acquire(&searches, 1)).collect();
         assert!(matches!(searches.acquire(address(1)).await, Err(Error::TooManySearches)));
         let mut regular = acquire(&searches, 2);
@@ -238,9 +238,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_caller_frees_its_slot() {
+    async fn a_cancelled_caller_returns_its_permit() {
         let searches = Searches::with(1, 2);
-        let running = searches.acquire(address(1)).await.expect("a free slot");
+        let running = searches.acquire(address(1)).await.expect("a free permit");
         let gone = [acquire(&searches, 2), acquire(&searches, 3)];
         drop(gone);
         let mut waits = [acquire(&searches, 4), acquire(&searches, 5)];

@@ -36,7 +36,7 @@ pub(crate) struct Received {
 
 /// The outcome of an event's append.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum AppendOutcome {
     /// Newly stored.
     Stored,
     /// Already stored.
@@ -49,7 +49,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Appended {
     pub(crate) event_id: String,
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: AppendOutcome,
 }
 
 /// A filter of events; all set fields must match.
@@ -188,9 +188,9 @@ impl TraceEvents {
         let stored = self.store(valid.into_values().collect()).await?;
         let appended = |(event_id, outcome)| {
             let outcome = match outcome {
-                Ok((id, true)) if stored.contains(&id) => Outcome::Stored,
-                Ok(_) => Outcome::Duplicate,
-                Err(why) => Outcome::Rejected(why),
+                Ok((id, true)) if stored.contains(&id) => AppendOutcome::Stored,
+                Ok(_) => AppendOutcome::Duplicate,
+                Err(why) => AppendOutcome::Rejected(why),
             };
             Appended { event_id, outcome }
         };

@@ -78,14 +78,14 @@ impl Service<http::Request<Body>> for Wait {
 /// The outcomes of the calls of one step.
 struct Outcome {
     accepted: Histogram<u64>,
-    refused: Histogram<u64>,
+    rejected: Histogram<u64>,
     failed: usize,
 }
 
 impl Default for Outcome {
     fn default() -> Self {
         let micros = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds");
-        Self { accepted: micros(), refused: micros(), failed: 0 }
+        Self { accepted: micros(), rejected: micros(), failed: 0 }
     }
 }
 
@@ -155,7 +155,7 @@ async fn offer(senders: &[SendRequest<Full<Bytes>>], per_second: usize) -> Outco
                 if code == Code::Ok {
                     outcome.accepted.record(micros).expect("in bounds");
                 } else if code == Code::Unavailable {
-                    outcome.refused.record(micros).expect("in bounds");
+                    outcome.rejected.record(micros).expect("in bounds");
                 } else {
                     outcome.failed += 1;
                 }
@@ -181,7 +181,7 @@ async fn main() {
 
     let capacity = capacity(&senders).await;
     println!("capacity {capacity}/s: {PERMITS} permits, {} ms each; {} s per line", WORK.as_millis(), STEP.as_secs());
-    println!("load  offered/s  goodput/s  of capacity  accepted p50/p99 ms  refused/s  refused p50/p99 ms  failed");
+    println!("load  offered/s  goodput/s  of capacity  accepted p50/p99 ms  rejected/s  rejected p50/p99 ms  failed");
     let mut least: f64 = 1.0;
     for load in LOADS {
         let outcome = offer(&senders, load * capacity).await;
@@ -196,9 +196,9 @@ async fn main() {
             share * 100.0,
             millis(&outcome.accepted, 0.5),
             millis(&outcome.accepted, 0.99),
-            per_second(&outcome.refused),
-            millis(&outcome.refused, 0.5),
-            millis(&outcome.refused, 0.99),
+            per_second(&outcome.rejected),
+            millis(&outcome.rejected, 0.5),
+            millis(&outcome.rejected, 0.99),
             outcome.failed,
         );
     }

@@ -1,6 +1,6 @@
 //! The service mesh as tower layers: one server stack, one client stack.
 //!
-//! Start reading at [`server()`] and [`client()`]: each is one page, outermost layer first, and the only slot where
+//! Start reading at [`server()`] and [`client()`]: each is one page, outermost layer first, and the only place where
 //! servers and channels are made.
 //!
 //! # Layout

@@ -1,6 +1,6 @@
-//! For operators and tools.
+//! What health checks, tools and monitoring read.
 
 pub(crate) mod admin;
-pub(crate) mod gauges;
 pub(crate) mod health;
+pub(crate) mod limit_metrics;
 pub(crate) mod reflection;

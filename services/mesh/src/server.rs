@@ -1,9 +1,9 @@
 //! The server's stack, on one page.
 
 pub(crate) mod call_state;
-pub(crate) mod calls;
 pub(crate) mod config;
 pub(crate) mod connection;
+pub(crate) mod connection_service;
 pub(crate) mod layer;
 pub(crate) mod layers;
 pub(crate) mod limits;
@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::ops::gauges::{self, Holdings};
 use crate::ops::health::Health;
+use crate::ops::limit_metrics::{self, ServerLimits};
 use crate::ops::reflection;
 use crate::server::config::ServerConfig;
-use crate::server::connection::{Connections, Stack};
+use crate::server::connection::{Connections, MakeStack};
 use crate::server::layer::Boxed;
 use crate::server::layers::auth::auth;
 use crate::server::layers::concurrency::{Admission, concurrency};
@@ -69,7 +69,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         rejections: rejections.clone(),
     };
     let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
-    let holdings = Arc::new(Holdings {
+    let limits = Arc::new(ServerLimits {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
         budget: Shares::new(Resource::Memory, config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
@@ -81,7 +81,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
             rejections.clone(),
         )),
     });
-    gauges::export(&holdings);
+    limit_metrics::export(&limits);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
@@ -103,20 +103,20 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request's memory is reserved as it arrives, and the permit is taken when it is complete. A
         // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
-        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, rejections.clone()))
+        .layer(memory(policies, limits.budget.clone(), config.max_message_bytes, rejections.clone()))
         // A permit while the handler works; a slot for as long as a stream lasts.
-        .layer(concurrency(holdings.admission.clone(), rejections))
+        .layer(concurrency(limits.admission.clone(), rejections))
         // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
         .layer(stream_drain(authorizer.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
         .service(Boxed(routes));
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "server stack built");
     Server {
-        stack: Stack::new(stack),
+        make_stack: MakeStack::new(stack),
         health,
         tokens: authorizer.tokens(),
         accepts_secret: authorizer.accepts_secret(),
-        holdings,
+        limits,
         goaway,
         pre_drain_delay: config.pre_drain_delay,
         drain_timeout: config.drain_timeout,

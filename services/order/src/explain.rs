@@ -76,11 +76,11 @@ impl Explainer {
                 if more {
                     gaps.push(format!("events: the newest {} only", events.len()));
                 }
-                timeline.extend(events.into_iter().map(event));
+                timeline.extend(events.into_iter().map(event_entry));
             }
             Err(status) => gaps.push(no_response("events", &status)),
         }
-        let timeline = newest(timeline, &mut gaps);
+        let timeline = newest_that_fit(timeline, &mut gaps);
         Ok(proto::ExplainOrderResponse {
             order: Some(convert::order(Scope::All, &order)),
             timeline,
@@ -95,7 +95,7 @@ fn no_response(whose: &str, status: &tonic::Status) -> String {
 }
 
 /// Oldest first. If the timeline does not fit into a message, only the newest entries are kept, and a gap says so.
-fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Vec<proto::TimelineEntry> {
+fn newest_that_fit(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Vec<proto::TimelineEntry> {
     for entry in &mut timeline {
         if entry.summary.len() > MAX_SUMMARY_BYTES {
             entry.summary = shortened(&entry.summary, MAX_SUMMARY_BYTES);
@@ -118,7 +118,7 @@ fn shortened(text: &str, max: usize) -> String {
     format!("{}…", &text[..end])
 }
 
-fn event(event: contracts::data::v1::TraceEvent) -> proto::TimelineEntry {
+fn event_entry(event: contracts::data::v1::TraceEvent) -> proto::TimelineEntry {
     let kind = event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase();
     let status = event.status().as_str_name().trim_start_matches("EVENT_STATUS_").to_ascii_lowercase();
     let error = event.error.as_ref().map(|error| format!(": {} {}: {}", error.r#type, error.reason, error.message));
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_timeline_that_fits_is_sorted_and_complete() {
         let mut gaps = Vec::new();
-        let timeline = newest(vec![entry(2, 10), entry(1, MAX_SUMMARY_BYTES)], &mut gaps);
+        let timeline = newest_that_fit(vec![entry(2, 10), entry(1, MAX_SUMMARY_BYTES)], &mut gaps);
         assert_eq!(timeline, [entry(1, MAX_SUMMARY_BYTES), entry(2, 10)]);
         assert_eq!(gaps, [] as [String; 0]);
     }
@@ -163,7 +163,7 @@ mod tests {
         // The maximum number of steps, attempts and events, each with the longest text.
         let all: Vec<_> = (0..2_500).map(|second| entry(second, 65_536)).collect();
         let mut gaps = Vec::new();
-        let timeline = newest(all, &mut gaps);
+        let timeline = newest_that_fit(all, &mut gaps);
         assert_eq!(gaps, [format!("timeline: the newest {} of 2500 entries", timeline.len())]);
         assert_eq!(timeline.last().and_then(|last| last.time).map(|time| time.seconds), Some(2_499));
         assert!(timeline[0].summary.ends_with('…') && timeline[0].summary.len() <= MAX_SUMMARY_BYTES);

@@ -1,4 +1,4 @@
-//! Gauges for operators: unfinished orders by state, the age of the oldest, orders in NEEDS_ATTENTION (0 in normal
+//! Gauges for monitoring: unfinished orders by state, the age of the oldest, orders in NEEDS_ATTENTION (0 in normal
 //! operation), and how many orders this instance drives.
 
 use std::collections::HashMap;

@@ -125,7 +125,7 @@ impl Sources {
         }
     }
 
-    /// The figures that operators monitor.
+    /// The values of the monitored gauges.
     ///
     /// # Errors
     /// A store cannot be read.

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Changes this close to the end of the retention are not checked: their events may just be being deleted.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3_600);
-/// Timeout of opening a store. Longer than a service's own: a network policy may not yet admit a pod that has just
+/// Timeout of opening a store. Longer than a service's own: a NetworkPolicy may not yet admit a pod that has just
 /// started.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of reading a page of the ledger.

@@ -10,7 +10,7 @@ use kernel::{Money, OrderId, UserId};
 use crate::lifecycle::State;
 use crate::payment::{Advice, Attempt, DeclineCode, Payment, PaymentMethod, charge_key};
 use crate::process::{CancelCommand, ProcessCommand};
-use crate::reconcile::{Account, Difference, Reconciliation};
+use crate::reconcile::{Difference, PaymentDetails, Reconciliation};
 
 impl TryFrom<proto::ProcessPaymentRequest> for ProcessCommand {
     type Error = Invalid;
@@ -151,12 +151,12 @@ impl From<Attempt> for proto::PaymentAttempt {
     }
 }
 
-impl From<Account> for proto::GetPaymentResponse {
-    fn from(account: Account) -> Self {
+impl From<PaymentDetails> for proto::GetPaymentResponse {
+    fn from(details: PaymentDetails) -> Self {
         Self {
-            payment: Some(account.payment.into()),
-            attempts: account.attempts.into_iter().map(Into::into).collect(),
-            gateway_ledger: account.ledger.to_string(),
+            payment: Some(details.payment.into()),
+            attempts: details.attempts.into_iter().map(Into::into).collect(),
+            gateway_ledger: details.ledger.to_string(),
         }
     }
 }

@@ -21,7 +21,7 @@ const MAX_KEY_BYTES: usize = 1_024;
 
 /// The gateway's ledger's entry for a payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ledger {
+pub enum LedgerEntry {
     /// There is a row.
     Row(Charge),
     /// There is no row.
@@ -30,7 +30,7 @@ pub enum Ledger {
     NoResponse,
 }
 
-impl fmt::Display for Ledger {
+impl fmt::Display for LedgerEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Row(Charge { status: ChargeStatus::Declined(code), .. }) => write!(f, "DECLINED {}", code.name()),
@@ -43,11 +43,11 @@ impl fmt::Display for Ledger {
 
 /// A payment with its attempts and its entry in the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Account {
+pub struct PaymentDetails {
     pub payment: Payment,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    pub ledger: Ledger,
+    pub ledger: LedgerEntry,
 }
 
 /// A difference between a stored payment and the gateway's ledger.
@@ -93,17 +93,17 @@ impl Reconciler {
     ///
     /// # Errors
     /// There is no such payment; the database failed.
-    pub async fn account(&self, order_id: OrderId) -> Result<Account, Error> {
+    pub async fn details(&self, order_id: OrderId) -> Result<PaymentDetails, Error> {
         let payment = self.store.find(order_id).await?.ok_or(Error::PaymentNotFound)?;
         let attempts = self.store.attempts(order_id).await?;
-        let ledger = self.ledger(order_id).await.unwrap_or(Ledger::NoResponse);
-        Ok(Account { payment, attempts, ledger })
+        let ledger = self.ledger(order_id).await.unwrap_or(LedgerEntry::NoResponse);
+        Ok(PaymentDetails { payment, attempts, ledger })
     }
 
-    async fn ledger(&self, order_id: OrderId) -> Result<Ledger, NoResponse> {
+    async fn ledger(&self, order_id: OrderId) -> Result<LedgerEntry, NoResponse> {
         match self.gateway.get_charge(charge_key(order_id)).await {
-            Ok(charge) => Ok(Ledger::Row(charge)),
-            Err(error) if error.is_not_found => Ok(Ledger::NoRow),
+            Ok(charge) => Ok(LedgerEntry::Row(charge)),
+            Err(error) if error.is_not_found => Ok(LedgerEntry::NoRow),
             Err(error) => Err(error),
         }
     }
@@ -117,12 +117,12 @@ impl Reconciler {
         let unreachable = Error::GatewayUnreachable;
         let mut found = Reconciliation::default();
         // The orders whose row matches: 16 bytes each.
-        let mut fits = HashSet::new();
+        let mut matching = HashSet::new();
         let mut token = Some(String::new());
         while let Some(page_token) = token {
             let LedgerPage { charges, next } = self.gateway.list_charges(page_token).await.map_err(unreachable)?;
             found.charge_count = found.charge_count.saturating_add(i64::try_from(charges.len()).unwrap_or(i64::MAX));
-            self.compare_charges(charges, &mut fits, &mut found).await?;
+            self.compare_charges(charges, &mut matching, &mut found).await?;
             token = next;
         }
         let mut after = None;
@@ -134,7 +134,7 @@ impl Reconciler {
                 found.payment_count = found.payment_count.saturating_add(1);
                 if !payment.state.is_settled() {
                     found.unfinished_count = found.unfinished_count.saturating_add(1);
-                } else if !fits.contains(&payment.order_id) {
+                } else if !matching.contains(&payment.order_id) {
                     self.look_again(payment.order_id, &mut found).await?;
                 }
             }
@@ -145,7 +145,7 @@ impl Reconciler {
     async fn compare_charges(
         &self,
         charges: Vec<Charge>,
-        fits: &mut HashSet<OrderId>,
+        matching: &mut HashSet<OrderId>,
         found: &mut Reconciliation,
     ) -> Result<(), Error> {
         let order_ids: Vec<OrderId> = charges.iter().filter_map(|charge| order_of(&charge.charge_key)).collect();
@@ -157,8 +157,8 @@ impl Reconciler {
             match payment {
                 Some(payment) => {
                     let order_id = payment.order_id;
-                    if difference(payment, &Ledger::Row(charge)).is_none() {
-                        fits.insert(order_id);
+                    if difference(payment, &LedgerEntry::Row(charge)).is_none() {
+                        matching.insert(order_id);
                     }
                 }
                 None => found.note(Difference {
@@ -204,11 +204,11 @@ impl Reconciliation {
 /// The difference between a payment and its row, in a sentence; None if they match. A payment with a pending effect
 /// matches.
 #[rustfmt::skip]
-pub fn difference(payment: &Payment, ledger: &Ledger) -> Option<&'static str> {
+pub fn difference(payment: &Payment, ledger: &LedgerEntry) -> Option<&'static str> {
     let charge = match ledger {
-        Ledger::Row(charge) => Some(charge),
-        Ledger::NoRow => None,
-        Ledger::NoResponse => return None,
+        LedgerEntry::Row(charge) => Some(charge),
+        LedgerEntry::NoRow => None,
+        LedgerEntry::NoResponse => return None,
     };
     let is_same_amount = charge.is_some_and(|charge| charge.amount == payment.amount);
     // Declined by this service's checks, or cancelled before it was requested: the gateway was never called.

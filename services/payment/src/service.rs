@@ -37,7 +37,7 @@ impl PaymentHandlers {
 
     async fn get(&self, request: Request<proto::GetPaymentRequest>) -> Result<proto::GetPaymentResponse, Error> {
         let order_id = convert::order_id(request.get_ref())?;
-        Ok(self.reconciler.account(order_id).await?.into())
+        Ok(self.reconciler.details(order_id).await?.into())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The queries. Decisions inside a transaction are made by `lifecycle`. Knows nothing of the gateway.
+//! The queries. Decisions inside a transaction are made by `lifecycle`. Without any knowledge of the gateway.
 //!
 //! Every change is a compare-and-set on the version, together with its row of `payment_attempt` and its event. Leases
 //! and due times are read on ONE clock: the database's on PostgreSQL, where instances run on several machines; the

@@ -10,7 +10,7 @@ use sea_query_sqlx::SqlxValues;
 use tokio::sync::Mutex;
 
 use crate::error::breaks_connection;
-use crate::postgres::{Lease, Pool};
+use crate::postgres::{Pool, PooledConnection};
 
 /// Connections for reads outside of transactions. A read on a broken connection is retried once on another.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct TxConnection(pub(crate) Open);
 pub(crate) enum Open {
     Sqlite(DatabaseTransaction),
     // One statement at a time.
-    Postgres(Mutex<Lease>),
+    Postgres(Mutex<PooledConnection>),
 }
 
 impl std::fmt::Debug for Open {
@@ -69,30 +69,34 @@ fn query_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
-async fn execute(lease: &mut Lease, statement: Statement) -> Result<PgQueryResult, sqlx::Error> {
+async fn execute(pooled: &mut PooledConnection, statement: Statement) -> Result<PgQueryResult, sqlx::Error> {
     check_values(&statement)?;
-    lease.run(move |connection| Box::pin(query(statement).execute(connection))).await
+    pooled.run(move |connection| Box::pin(query(statement).execute(connection))).await
 }
 
-async fn execute_unprepared(lease: &mut Lease, sql: &str) -> Result<PgQueryResult, sqlx::Error> {
+async fn execute_unprepared(pooled: &mut PooledConnection, sql: &str) -> Result<PgQueryResult, sqlx::Error> {
     let sql = AssertSqlSafe(sql.to_owned());
-    lease.run(move |connection| Box::pin(connection.execute(sql))).await
+    pooled.run(move |connection| Box::pin(connection.execute(sql))).await
 }
 
-async fn fetch(lease: &mut Lease, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
+async fn fetch(pooled: &mut PooledConnection, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
     check_values(&statement)?;
-    lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_all(connection))).await
+    pooled.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_all(connection))).await
 }
 
 /// Executes a statement with arguments that are encoded already.
-pub(crate) async fn fetch_with(lease: &mut Lease, sql: String, arguments: PgArguments) -> Result<Vec<PgRow>, DbErr> {
+pub(crate) async fn fetch_with(
+    pooled: &mut PooledConnection,
+    sql: String,
+    arguments: PgArguments,
+) -> Result<Vec<PgRow>, DbErr> {
     let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
-    lease.run(move |connection| Box::pin(query.fetch_all(connection))).await.map_err(query_error)
+    pooled.run(move |connection| Box::pin(query.fetch_all(connection))).await.map_err(query_error)
 }
 
-async fn fetch_one(lease: &mut Lease, statement: Statement) -> Result<Option<PgRow>, sqlx::Error> {
+async fn fetch_one(pooled: &mut PooledConnection, statement: Statement) -> Result<Option<PgRow>, sqlx::Error> {
     check_values(&statement)?;
-    lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_optional(connection))).await
+    pooled.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_optional(connection))).await
 }
 
 fn results(rows: Vec<PgRow>) -> Vec<QueryResult> {
@@ -171,8 +175,8 @@ impl ConnectionTrait for TxConnection {
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         match &self.0 {
             Open::Sqlite(tx) => tx.execute_raw(statement).await,
-            Open::Postgres(lease) => {
-                execute(&mut *lease.lock().await, statement).await.map(ExecResult::from).map_err(exec_error)
+            Open::Postgres(pooled) => {
+                execute(&mut *pooled.lock().await, statement).await.map(ExecResult::from).map_err(exec_error)
             }
         }
     }
@@ -180,8 +184,8 @@ impl ConnectionTrait for TxConnection {
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
         match &self.0 {
             Open::Sqlite(tx) => tx.execute_unprepared(sql).await,
-            Open::Postgres(lease) => {
-                execute_unprepared(&mut *lease.lock().await, sql).await.map(ExecResult::from).map_err(exec_error)
+            Open::Postgres(pooled) => {
+                execute_unprepared(&mut *pooled.lock().await, sql).await.map(ExecResult::from).map_err(exec_error)
             }
         }
     }
@@ -189,8 +193,8 @@ impl ConnectionTrait for TxConnection {
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         match &self.0 {
             Open::Sqlite(tx) => tx.query_one_raw(statement).await,
-            Open::Postgres(lease) => {
-                let row = fetch_one(&mut *lease.lock().await, statement).await.map_err(query_error)?;
+            Open::Postgres(pooled) => {
+                let row = fetch_one(&mut *pooled.lock().await, statement).await.map_err(query_error)?;
                 Ok(row.map(QueryResult::from))
             }
         }
@@ -199,7 +203,9 @@ impl ConnectionTrait for TxConnection {
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         match &self.0 {
             Open::Sqlite(tx) => tx.query_all_raw(statement).await,
-            Open::Postgres(lease) => fetch(&mut *lease.lock().await, statement).await.map(results).map_err(query_error),
+            Open::Postgres(pooled) => {
+                fetch(&mut *pooled.lock().await, statement).await.map(results).map_err(query_error)
+            }
         }
     }
 }
@@ -216,13 +222,13 @@ impl TxConnection {
     pub(crate) async fn commit(self) -> Result<(), DbErr> {
         match self.0 {
             Open::Sqlite(tx) => tx.commit().await,
-            Open::Postgres(lease) => {
-                let mut lease = lease.into_inner();
-                if lease.is_aborted() {
+            Open::Postgres(pooled) => {
+                let mut pooled = pooled.into_inner();
+                if pooled.is_aborted() {
                     let message = "a statement of the transaction failed, so that it cannot be committed";
                     return Err(DbErr::Exec(RuntimeErr::Internal(message.to_owned())));
                 }
-                lease.commit().await.map_err(exec_error)
+                pooled.commit().await.map_err(exec_error)
             }
         }
     }
@@ -231,7 +237,7 @@ impl TxConnection {
     pub(crate) async fn rollback(self) -> Result<(), DbErr> {
         match self.0 {
             Open::Sqlite(tx) => tx.rollback().await,
-            Open::Postgres(lease) => lease.into_inner().rollback().await.map_err(exec_error),
+            Open::Postgres(pooled) => pooled.into_inner().rollback().await.map_err(exec_error),
         }
     }
 }

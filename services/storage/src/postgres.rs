@@ -23,8 +23,8 @@ use crate::error::{self, Error};
 
 /// How much longer than the server's `statement_timeout` an answer is waited for: a later one was lost on the way.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
-/// The time limit of a statement on a suspect connection, after others of its age have become unresponsive.
-const SUSPECT_LIMIT: Duration = Duration::from_secs(3);
+/// The time limit of a statement on an invalidated connection, after others of its age have become unresponsive.
+const INVALID_LIMIT: Duration = Duration::from_secs(3);
 /// How long a connection may take to finish a cancelled statement.
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// The age at which a connection is closed, and the idle time after which it is.
@@ -41,11 +41,11 @@ pub(crate) struct Made {
 
 /// The state of the connections as a whole.
 #[derive(Debug)]
-struct Trust {
+struct PoolState {
     /// Connections of an earlier generation are not reused.
     generation: AtomicU64,
     /// Statements still running on connections of an earlier generation are given up.
-    suspect: watch::Sender<u64>,
+    invalid_before: watch::Sender<u64>,
     acquired: AtomicU64,
     committed: AtomicU64,
 }
@@ -55,7 +55,7 @@ struct Trust {
 pub(crate) struct Connector {
     options: PgConnectOptions,
     search_path: Option<String>,
-    trust: Arc<Trust>,
+    state: Arc<PoolState>,
 }
 
 impl Connector {
@@ -74,14 +74,14 @@ impl managed::Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Made, sqlx::Error> {
-        // Read first: distrust that arises while it connects applies to it too.
-        let generation = self.trust.generation.load(Ordering::Acquire);
+        // Read first: an invalidation while it connects applies to it too.
+        let generation = self.state.generation.load(Ordering::Acquire);
         Ok(Made { connection: self.connect().await?, generation })
     }
 
     async fn recycle(&self, made: &mut Made, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        let is_trusted = made.generation >= self.trust.generation.load(Ordering::Acquire);
-        if is_trusted && metrics.age() < MAX_LIFETIME { Ok(()) } else { Err(RecycleError::message("to be replaced")) }
+        let is_valid = made.generation >= self.state.generation.load(Ordering::Acquire);
+        if is_valid && metrics.age() < MAX_LIFETIME { Ok(()) } else { Err(RecycleError::message("to be replaced")) }
     }
 }
 
@@ -89,7 +89,7 @@ impl managed::Manager for Connector {
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     pool: managed::Pool<Connector>,
-    trust: Arc<Trust>,
+    state: Arc<PoolState>,
     acquire_timeout: Duration,
     statement_limit: Duration,
 }
@@ -97,9 +97,9 @@ pub(crate) struct Pool {
 impl Pool {
     /// Opens one connection, so that wrong settings are found immediately.
     pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
-        let trust = Arc::new(Trust {
+        let state = Arc::new(PoolState {
             generation: AtomicU64::new(0),
-            suspect: watch::Sender::new(0),
+            invalid_before: watch::Sender::new(0),
             acquired: AtomicU64::new(0),
             committed: AtomicU64::new(0),
         });
@@ -120,7 +120,7 @@ impl Pool {
             ]);
         let search_path =
             options.schema.as_ref().map(|schema| format!("SET search_path = \"{}\"", schema.replace('"', "")));
-        let connector = Connector { options: connect, search_path, trust: trust.clone() };
+        let connector = Connector { options: connect, search_path, state: state.clone() };
         let pool = managed::Pool::builder(connector)
             .max_size(usize::try_from(options.max_connections).unwrap_or(usize::MAX))
             .queue_mode(QueueMode::Lifo)
@@ -128,7 +128,7 @@ impl Pool {
             .map_err(|_| Error::Closed)?;
         let pool = Self {
             pool,
-            trust,
+            state,
             acquire_timeout: options.acquire_timeout,
             statement_limit: options.statement_timeout + ANSWER_GRACE,
         };
@@ -137,14 +137,14 @@ impl Pool {
     }
 
     /// A connection, idle or new. While the server does not listen or is starting, it retries until the timeout.
-    pub(crate) async fn acquire(&self) -> Result<Lease, DbErr> {
+    pub(crate) async fn acquire(&self) -> Result<PooledConnection, DbErr> {
         let end = Instant::now() + self.acquire_timeout;
         let mut backoff = Duration::from_millis(10);
         loop {
             match timeout_at(end, self.pool.get()).await {
                 Ok(Ok(object)) => {
-                    self.trust.acquired.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Lease::new(object, self));
+                    self.state.acquired.fetch_add(1, Ordering::Relaxed);
+                    return Ok(PooledConnection::new(object, self));
                 }
                 Ok(Err(PoolError::Backend(error))) if error::is_starting(&error) && Instant::now() + backoff < end => {
                     sleep(backoff).await;
@@ -167,22 +167,22 @@ impl Pool {
     }
 
     /// A connection broke: idle ones of its generation are not reused, since they are most likely broken too.
-    fn distrust_idle(&self, generation: u64) {
+    fn invalidate_generation(&self, generation: u64) {
         let next = generation + 1;
         // If it differs, a newer generation has begun already.
-        let _ = self.trust.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.state.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// The probe's connection broke: idle ones of the current generation are not reused.
-    pub(crate) fn distrust_idle_ones(&self) {
-        self.distrust_idle(self.trust.generation.load(Ordering::Acquire));
+    pub(crate) fn invalidate_idle(&self) {
+        self.invalidate_generation(self.state.generation.load(Ordering::Acquire));
     }
 
     /// A new connection works where an old one is unresponsive or leads to a read-only server: older ones are not
     /// reused, and statements still running on them are given up.
-    pub(crate) fn distrust_all(&self) {
-        let generation = self.trust.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        self.trust.suspect.send_replace(generation);
+    pub(crate) fn invalidate_all(&self) {
+        let generation = self.state.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.state.invalid_before.send_replace(generation);
     }
 
     /// Closes connections that have been idle for long.
@@ -199,12 +199,12 @@ impl Pool {
 
     /// The total numbers of connections handed out and of transactions committed.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        (self.trust.acquired.load(Ordering::Relaxed), self.trust.committed.load(Ordering::Relaxed))
+        (self.state.acquired.load(Ordering::Relaxed), self.state.committed.load(Ordering::Relaxed))
     }
 }
 
 /// A connection of the pool. It is returned on drop, if its state allows.
-pub(crate) struct Lease {
+pub(crate) struct PooledConnection {
     object: Option<Object<Connector>>,
     pool: Pool,
     limit: Duration,
@@ -215,7 +215,7 @@ pub(crate) struct Lease {
     is_busy: bool,
 }
 
-impl Lease {
+impl PooledConnection {
     fn new(object: Object<Connector>, pool: &Pool) -> Self {
         let limit = pool.statement_limit;
         Self {
@@ -239,15 +239,15 @@ impl Lease {
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
-        let Some(object) = self.object.as_mut() else { return Err(silent("the connection is closed")) };
+        let Some(object) = self.object.as_mut() else { return Err(timed_out("the connection is closed")) };
         self.is_busy = true;
-        let suspect = self.pool.trust.suspect.subscribe();
+        let invalid_before = self.pool.state.invalid_before.subscribe();
         let generation = object.generation;
         let answer = tokio::select! {
             answer = timeout(self.limit, statement(&mut object.connection)) => {
-                answer.unwrap_or_else(|_| Err(silent("the database did not answer in time")))
+                answer.unwrap_or_else(|_| Err(timed_out("the database did not answer in time")))
             }
-            () = given_up(suspect, generation, Instant::now() + SUSPECT_LIMIT) => Err(silent("the connection does not respond")),
+            () = given_up(invalid_before, generation, Instant::now() + INVALID_LIMIT) => Err(timed_out("the connection does not respond")),
         };
         self.is_aborted |= self.is_in_transaction && answer.is_err();
         match &answer {
@@ -270,7 +270,7 @@ impl Lease {
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
         self.simple("COMMIT").await?;
         self.is_in_transaction = false;
-        self.pool.trust.committed.fetch_add(1, Ordering::Relaxed);
+        self.pool.state.committed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -287,11 +287,11 @@ impl Lease {
     /// Closes the connection; its slot in the pool is freed immediately.
     fn discard(&mut self, generation: u64) {
         drop(self.object.take().map(Object::take));
-        self.pool.distrust_idle(generation);
+        self.pool.invalidate_generation(generation);
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
         if !self.is_busy && !self.is_in_transaction {
@@ -318,14 +318,14 @@ async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
     }
 }
 
-/// Resolves when the connection is suspect and the statement's time is over.
-async fn given_up(mut suspect: watch::Receiver<u64>, generation: u64, end: Instant) {
-    if suspect.wait_for(|before| generation < *before).await.map(drop).is_err() {
+/// Resolves when the connection is invalidated and the statement's time is over.
+async fn given_up(mut invalid_before: watch::Receiver<u64>, generation: u64, end: Instant) {
+    if invalid_before.wait_for(|before| generation < *before).await.map(drop).is_err() {
         return std::future::pending().await;
     }
     sleep_until(end).await;
 }
 
-fn silent(what: &str) -> sqlx::Error {
+fn timed_out(what: &str) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what.to_owned()))
 }

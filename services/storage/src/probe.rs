@@ -30,20 +30,21 @@ const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 pub struct Probe {
     db: Database,
     connection: Option<(PgConnection, Instant)>,
-    /// Older connections are suspect until a new one works.
-    suspicion: Option<Suspicion>,
+    /// Older connections are invalidated once a new one works.
+    pending_invalidation: Option<Invalidation>,
     /// The pool's numbers at the last check.
     acquired: u64,
     committed: u64,
     checks: u64,
 }
 
-/// What the pool's connections are suspected of, after the probe's own connection failed.
+/// Which of the pool's connections are invalidated, after the probe's own connection failed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Suspicion {
-    Broken,
-    /// Unresponsive, or leading to a read-only server, which reads do not show.
-    Stale,
+enum Invalidation {
+    /// The idle ones: the probe's connection broke.
+    Idle,
+    /// Those in use too: the probe's connection was unresponsive, or led to a read-only server, which reads do not show.
+    All,
 }
 
 /// The result of a check on a connection.
@@ -51,12 +52,12 @@ enum Answer {
     Writable,
     ReadOnly,
     Failed(sqlx::Error),
-    Silent,
+    TimedOut,
 }
 
 impl Probe {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, connection: None, suspicion: None, acquired: 0, committed: 0, checks: 0 }
+        Self { db, connection: None, pending_invalidation: None, acquired: 0, committed: 0, checks: 0 }
     }
 
     /// Checks whether the database accepts writes, in at most 4 s.
@@ -120,15 +121,15 @@ impl Probe {
         let kept = self.connection.take().filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved);
         if let Some((mut connection, made)) = kept {
             let asked = timeout(ANSWER_LIMIT, ask(&mut connection, has_committed));
-            let suspicion = match asked.await.unwrap_or(Answer::Silent) {
+            let pending_invalidation = match asked.await.unwrap_or(Answer::TimedOut) {
                 Answer::Writable => {
                     self.connection = Some((connection, made));
                     return Ok(());
                 }
-                Answer::Failed(_) => Suspicion::Broken,
-                Answer::ReadOnly | Answer::Silent => Suspicion::Stale,
+                Answer::Failed(_) => Invalidation::Idle,
+                Answer::ReadOnly | Answer::TimedOut => Invalidation::All,
             };
-            self.suspicion = self.suspicion.max(Some(suspicion));
+            self.pending_invalidation = self.pending_invalidation.max(Some(pending_invalidation));
         }
         let fresh = timeout(ANSWER_LIMIT, async {
             let mut connection = pool.connect_apart().await?;
@@ -139,20 +140,20 @@ impl Probe {
         match fresh.await {
             Ok(Ok((connection, Answer::Writable))) => {
                 self.connection = Some((connection, Instant::now()));
-                match self.suspicion.take() {
-                    Some(Suspicion::Stale) => pool.distrust_all(),
-                    Some(Suspicion::Broken) => pool.distrust_idle_ones(),
+                match self.pending_invalidation.take() {
+                    Some(Invalidation::All) => pool.invalidate_all(),
+                    Some(Invalidation::Idle) => pool.invalidate_idle(),
                     None => {}
                 }
                 Ok(())
             }
             Ok(Ok((_, Answer::ReadOnly))) => {
-                self.suspicion = Some(Suspicion::Stale);
+                self.pending_invalidation = Some(Invalidation::All);
                 Err(Error::ReadOnly)
             }
             Ok(Ok((_, Answer::Failed(error))) | Err(error)) => failed(error),
-            Ok(Ok((_, Answer::Silent))) | Err(_) => {
-                self.suspicion = Some(Suspicion::Stale);
+            Ok(Ok((_, Answer::TimedOut))) | Err(_) => {
+                self.pending_invalidation = Some(Invalidation::All);
                 Err(timed_out())
             }
         }

@@ -84,9 +84,9 @@ async fn fill(db: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_broken_or_silent_connections_each_read_and_write_succeeds() {
+async fn after_broken_or_unresponsive_connections_each_read_and_write_succeeds() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
-    for (round, end) in [End::Silent, End::Closed, End::Reset].into_iter().enumerate() {
+    for (round, end) in [End::Blackhole, End::Closed, End::Reset].into_iter().enumerate() {
         let proxy = Proxy::start(address_of(&server)).await;
         let db = open(proxy.address(), SHORT).await;
         fill(&db).await;
@@ -103,13 +103,13 @@ async fn after_broken_or_silent_connections_each_read_and_write_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_cancelled_on_silent_connections_free_their_slots_in_the_pool() {
+async fn calls_cancelled_on_unresponsive_connections_free_their_places_in_the_pool() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let proxy = Proxy::start(address_of(&server)).await;
     let db = open(proxy.address(), SHORT).await;
     for _ in 0..3 {
         fill(&db).await;
-        proxy.end(End::Silent);
+        proxy.end(End::Blackhole);
         let acquired = db.probe().progress().0;
         let reads: Vec<_> = (0..CONNECTIONS)
             .map(|_| {
@@ -117,7 +117,7 @@ async fn calls_cancelled_on_silent_connections_free_their_slots_in_the_pool() {
                 tokio::spawn(async move { count(&db).await })
             })
             .collect();
-        // Wait until all of them have a connection, so that each waits on a silent one.
+        // Wait until all of them have a connection, so that each waits on an unresponsive one.
         while db.probe().progress().0 < acquired + u64::from(CONNECTIONS) {
             tokio::task::yield_now().await;
         }
@@ -132,16 +132,16 @@ async fn calls_cancelled_on_silent_connections_free_their_slots_in_the_pool() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_probe_finds_silent_connections_and_unblocks_their_callers() {
+async fn the_probe_finds_unresponsive_connections_and_unblocks_their_callers() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let proxy = Proxy::start(address_of(&server)).await;
     let db = open(proxy.address(), LONG).await;
     let mut probe = db.probe();
     probe.check().await.expect("writable");
     fill(&db).await;
-    proxy.end(End::Silent);
+    proxy.end(End::Blackhole);
     let writes = futures_util::future::join_all((0..i64::from(CONNECTIONS)).map(|n| put(&db, n)));
-    // As in a service: checked again and again, for a connection may fall silent right after a check.
+    // As in a service: checked again and again, for a connection may become unresponsive right after a check.
     let checks = async {
         loop {
             probe.check().await.expect("a new connection answers");

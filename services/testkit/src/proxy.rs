@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server: it can silence, close or reset its connections, redirect new ones, and close one at
+//! A TCP proxy in front of a server: it can blackhole, close or reset its connections, redirect new ones, and close one at
 //! a COMMIT.
 
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     /// They stay open but carry nothing: like a firewall that dropped its state, or a frozen peer.
-    Silent,
+    Blackhole,
     /// Both sides see a close (FIN).
     Closed,
     /// Both sides see a reset (RST).
@@ -119,7 +119,7 @@ async fn carry(mut near: TcpStream, mut target: watch::Receiver<Target>, cut: Cu
         ended = target.wait_for(|now| now.epoch > made.epoch) => ended.map(|now| now.end),
     };
     match ended {
-        Ok(End::Silent) => std::future::pending().await,
+        Ok(End::Blackhole) => std::future::pending().await,
         // A socket that is closed with a linger time of zero sends a reset.
         Ok(End::Reset) => [near, far].iter().for_each(|stream| stream.set_zero_linger().expect("a socket")),
         Ok(End::Closed) | Err(_) => {}

@@ -4,7 +4,7 @@
 //! - [`run`]: start-up; `settings`: flags and environment
 //! - `service`, `convert`: the calls (decode, domain, encode) and the rules of their fields
 //! - `users`: the use cases; start reading here
-//! - `account`, `password`, `slots`, `session`, `token`, `keys`, `throttle`, `operator`, `retention`: the domain, one
+//! - `account`, `password`, `hashing_permits`, `session`, `token`, `keys`, `throttle`, `operator`, `retention`: the domain, one
 //!   file per concept
 //! - `store`, `entity`, `migration`: the tables
 //! - [`invariants`]: what `ordermesh verify` checks
@@ -18,6 +18,7 @@ mod account;
 mod convert;
 mod entity;
 pub mod error;
+mod hashing_permits;
 pub mod invariants;
 mod keys;
 mod migration;
@@ -27,7 +28,6 @@ mod retention;
 mod service;
 mod session;
 mod settings;
-mod slots;
 mod store;
 mod throttle;
 mod token;

@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use crate::account::{Account, Profile, Role};
 use crate::convert;
 use crate::error::Error;
+use crate::hashing_permits::Share;
 use crate::migration::MIGRATIONS;
 use crate::password::{Password, Passwords};
 use crate::settings::Config;
-use crate::slots::Share;
 use crate::store::{Inserted, Store};
 
 /// The operation that creates an operator's account.

@@ -1,6 +1,6 @@
 //! Passwords and their bcrypt hashes. Hashing takes a large part of a second of a processor, so it runs on threads of
-//! its own with a low scheduling priority, at most one per processor, in slots that callers share fairly (`slots`): a
-//! burst of log-ins does not delay orders.
+//! its own with a low scheduling priority, at most one per processor, with permits that callers share fairly
+//! (`hashing_permits`): a burst of log-ins does not delay orders.
 //!
 //! A password is compared in a normalized form (RFC 8265), so that it does not depend on the keyboard. Earlier releases
 //! hashed it as typed: such a hash is still valid, and is renewed at the next log-in.
@@ -16,7 +16,7 @@ use kernel::Secret;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::slots::{QueueFull, Share, Slots};
+use crate::hashing_permits::{HashingPermits, QueueFull, Share};
 
 /// bcrypt takes 72 bytes, one of which is the terminating zero.
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
@@ -112,30 +112,30 @@ impl HashError {
     }
 }
 
-/// Hashes and checks passwords. Clones share the slots.
+/// Hashes and checks passwords. Clones share the permits.
 #[derive(Clone, Debug)]
 pub(crate) struct Passwords {
     cost: u32,
-    /// One slot per processor.
-    slots: Slots,
+    /// One permit per processor.
+    permits: HashingPermits,
 }
 
 impl Passwords {
     /// With the bcrypt cost and the length of the queue.
     pub(crate) fn new(cost: u32, max_waiting: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { cost, slots: Slots::new(processors, max_waiting) }
+        Self { cost, permits: HashingPermits::new(processors, max_waiting) }
     }
 
-    /// Without slots: every call is rejected.
+    /// Without permits: every call is rejected.
     #[cfg(test)]
     pub(crate) fn full() -> Self {
-        Self { cost: 4, slots: Slots::new(0, 0) }
+        Self { cost: 4, permits: HashingPermits::new(0, 0) }
     }
 
     pub(crate) async fn hash(&self, password: Password, share: Share) -> Result<PasswordHash, HashError> {
         let cost = self.cost;
-        self.on_a_processor(share, move || hash(&password, cost)).await
+        self.spawn_with_permit(share, move || hash(&password, cost)).await
     }
 
     /// Checks the account's password. Without an account (`None`) it is wrong, after the same time.
@@ -146,22 +146,22 @@ impl Passwords {
         share: Share,
     ) -> Result<Check, HashError> {
         let cost = self.cost;
-        self.on_a_processor(share, move || check(&password, stored, cost)).await
+        self.spawn_with_permit(share, move || check(&password, stored, cost)).await
     }
 
-    async fn on_a_processor<T: Send + 'static>(
+    async fn spawn_with_permit<T: Send + 'static>(
         &self,
         share: Share,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, HashError> {
-        let slot = self.slots.take(share).await.map_err(|QueueFull| HashError::Busy)?;
+        let permit = self.permits.take(share).await.map_err(|QueueFull| HashError::Busy)?;
         let (sender, result) = oneshot::channel();
         // A thread for each: starting one is nothing beside a hash, and a thread of tokio's would keep the priority.
         let thread = std::thread::Builder::new().name("password".to_owned());
         thread
             .spawn(move || {
                 // Owned by the work itself: cancelling the call does not free the processor.
-                let _slot = slot;
+                let _permit = permit;
                 lower_priority();
                 // A cancelled caller needs no result.
                 let _ = sender.send(work());

@@ -11,11 +11,11 @@ use telemetry::Operation;
 
 use crate::account::{Account, Origin, Profile, ProfileChange, Registration, Role};
 use crate::error::Error;
+use crate::hashing_permits::Share;
 use crate::keys::{KeyStore, SigningKey};
 use crate::operator::Bootstrap;
 use crate::password::{Check, Password, Passwords};
 use crate::session::{RefreshToken, Session};
-use crate::slots::Share;
 use crate::store::{Inserted, Opening, PasswordChange, Rotation, Store};
 use crate::throttle::{Source, Throttle};
 use crate::token::{AccessToken, Bearer};

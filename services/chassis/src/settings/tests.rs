@@ -12,7 +12,7 @@ fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
 }
 
 #[test]
-fn settings_that_allow_no_requests_are_rejected() {
+fn unusable_settings_are_rejected() {
     for (flag, invalid, valid) in [
         ("--max-concurrency", "0", "1"),
         ("--memory-limit", "99", "64MiB"),

@@ -12,7 +12,7 @@ use telemetry::{ORDER_ID, USER_ID};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
-use crate::world::{World, as_person, product, uuid};
+use crate::world::{World, as_user, product, uuid};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -83,7 +83,7 @@ async fn flood(catalog: CatalogServiceClient<mesh::Channel>, calls: usize, crede
 async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second() {
     let world = World::new().await;
     let began = Instant::now();
-    let with_account = as_person((), "customer").metadata().clone();
+    let with_account = as_user((), "customer").metadata().clone();
     let credentials = |n| if n % 2 == 0 { with_account.clone() } else { MetadataMap::new() };
     let others = (0..8).map(|n| tokio::spawn(flood(world.catalog(), 500, credentials(n))));
     let order = uuid();

@@ -6,13 +6,13 @@ use contracts::data::v1::{
 };
 use tonic::Code;
 
-use crate::world::{World, as_operator, as_person, event, product, rejection};
+use crate::world::{World, as_operator, as_user, event, product, rejection};
 
 #[tokio::test]
 async fn only_an_operator_can_change_products() {
     let world = World::new().await;
     let request = || UpsertProductRequest { product: Some(product("POT-RED")) };
-    let rejected = rejection(world.catalog().upsert_product(as_person(request(), "customer")).await);
+    let rejected = rejection(world.catalog().upsert_product(as_user(request(), "customer")).await);
     assert_eq!(rejected.0, Code::PermissionDenied);
     let anonymous = rejection(world.catalog().upsert_product(request()).await);
     assert_eq!(anonymous.0, Code::Unauthenticated);
@@ -37,7 +37,7 @@ async fn only_services_can_append_events_and_only_their_own() {
 async fn operators_read_events_and_the_order_service_lists_them() {
     let world = World::new().await;
     let list = ListTraceEventsRequest::default;
-    let customer = rejection(world.events().list_trace_events(as_person(list(), "customer")).await);
+    let customer = rejection(world.events().list_trace_events(as_user(list(), "customer")).await);
     assert_eq!(customer.0, Code::PermissionDenied);
     let payment = rejection(world.events_as("payment").list_trace_events(list()).await);
     assert_eq!(payment.0, Code::PermissionDenied);

@@ -174,7 +174,7 @@ impl World {
 
     /// Follows events as a person with a role.
     pub(crate) async fn watch_as(&self, role: &str, request: WatchTraceEventsRequest) -> Result<Followed, Status> {
-        let stream = self.events().watch_trace_events(as_person(request, role)).await?.into_inner();
+        let stream = self.events().watch_trace_events(as_user(request, role)).await?.into_inner();
         let mut followed = Followed { stream, cursor: String::new() };
         let first = followed.message().await?;
         assert!(first.event.is_none() && !first.cursor.is_empty(), "the first message is not a bookmark: {first:?}");
@@ -282,11 +282,11 @@ pub(crate) fn uuid() -> String {
 
 /// A request of an operator.
 pub(crate) fn as_operator<T>(message: T) -> Request<T> {
-    as_person(message, "operator")
+    as_user(message, "operator")
 }
 
 /// A request of a person with a role.
-pub(crate) fn as_person<T>(message: T, role: &str) -> Request<T> {
+pub(crate) fn as_user<T>(message: T, role: &str) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = format!("Bearer {}", token(role)).parse().expect("a header");
     request.metadata_mut().insert("authorization", bearer);

@@ -117,7 +117,7 @@ impl Ticket {
         let sent = self.endpoint.send(request);
         async move {
             let outcome = match sent {
-                Ok((slot, sending)) => self.endpoint.outcome(slot, sending.await),
+                Ok((index, sending)) => self.endpoint.outcome(index, sending.await),
                 Err(unsent) => Err(unsent),
             };
             match &outcome {

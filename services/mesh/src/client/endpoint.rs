@@ -41,7 +41,7 @@ pub(crate) enum Failure {
 
 /// One of the connections to an instance.
 #[derive(Default)]
-pub(crate) struct Slot {
+pub(crate) struct Connection {
     sender: Mutex<Option<SendRequest<Body>>>,
     /// Whether the peer's HPACK table has the names of our headers.
     is_primed: AtomicBool,
@@ -54,7 +54,7 @@ pub(crate) struct Endpoint {
     address: String,
     authority: Option<Authority>,
     scheme: Scheme,
-    slots: Box<[Slot]>,
+    connections: Box<[Connection]>,
     turn: AtomicUsize,
     connected: AtomicUsize,
     /// The number of the last connection failure, and its message.
@@ -85,7 +85,7 @@ impl Endpoint {
             authority,
             address,
             scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
-            slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
+            connections: (0..config.connections.max(1)).map(|_| Connection::default()).collect(),
             turn: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
             last_failure: Mutex::new(None),
@@ -104,8 +104,8 @@ impl Endpoint {
         self.authority.as_ref()
     }
 
-    pub(crate) fn slots(&self) -> &[Slot] {
-        &self.slots
+    pub(crate) fn connections(&self) -> &[Connection] {
+        &self.connections
     }
 
     /// Whether it has a connection.
@@ -120,59 +120,59 @@ impl Endpoint {
 
     /// A call is waiting for a connection.
     pub(crate) fn request_connection(&self) {
-        self.slots.iter().for_each(|slot| slot.connect_now.notify_one());
+        self.connections.iter().for_each(|connection| connection.connect_now.notify_one());
     }
 
     pub(crate) fn connection_failed(&self, number: u64, why: String) {
         *lock(&self.last_failure) = Some((number, why));
     }
 
-    pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
-        slot.is_primed.store(false, Ordering::Relaxed);
-        if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
+    pub(crate) fn connection_made(&self, connection: &Connection, sender: SendRequest<Body>) {
+        connection.is_primed.store(false, Ordering::Relaxed);
+        if lock(&connection.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
             self.metrics.ready(&self.labels, 1);
         }
     }
 
-    /// The slot's connection accepts no more calls.
-    pub(crate) fn connection_lost(&self, slot: &Slot) {
-        self.clear(slot, |_| true);
+    /// The connection accepts no more calls.
+    pub(crate) fn connection_lost(&self, connection: &Connection) {
+        self.clear(connection, |_| true);
     }
 
-    fn clear(&self, slot: &Slot, is_lost: impl FnOnce(&SendRequest<Body>) -> bool) {
-        let taken = lock(&slot.sender).take_if(|sender| is_lost(sender));
+    fn clear(&self, connection: &Connection, is_lost: impl FnOnce(&SendRequest<Body>) -> bool) {
+        let taken = lock(&connection.sender).take_if(|sender| is_lost(sender));
         if taken.is_some() && self.connected.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.metrics.ready(&self.labels, -1);
         }
     }
 
-    /// Sends a request on one of the connections: returns the slot's index, and the future to await.
+    /// Sends a request on one of the connections: returns its index, and the future to await.
     pub(crate) fn send(
         &self,
         mut request: Request,
     ) -> Result<(usize, impl Future<Output = Sent> + Send + use<>), Failure> {
         self.address_request(&mut request);
-        let first = if self.slots.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
-        for step in 0..self.slots.len() {
-            let slot = (first + step) % self.slots.len();
-            if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
-                prime_header_names(&self.slots[slot].is_primed, &mut request);
-                return Ok((slot, sender.try_send_request(request)));
+        let first = if self.connections.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
+        for step in 0..self.connections.len() {
+            let index = (first + step) % self.connections.len();
+            if let Some(sender) = lock(&self.connections[index].sender).as_mut() {
+                prime_header_names(&self.connections[index].is_primed, &mut request);
+                return Ok((index, sender.try_send_request(request)));
             }
         }
         Err(Failure::NotSent(Box::new(request), format!("{}: not connected", self.address)))
     }
 
     /// The outcome of a request that was sent on a connection.
-    pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
+    pub(crate) fn outcome(&self, index: usize, sent: Sent) -> Result<Response, Failure> {
         let mut error = match sent {
             Ok(response) => return Ok(response.map(|body| incoming(body, |error| lost(error).status))),
             Err(error) => error,
         };
         Err(match error.take_message() {
             Some(unsent) => {
-                // The slot's task detects it soon, or has replaced the connection already.
-                self.clear(&self.slots[slot], SendRequest::is_closed);
+                // The connection's task detects it soon, or has replaced the connection already.
+                self.clear(&self.connections[index], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }
             None => Failure::Lost(lost(error.error())),

@@ -104,8 +104,8 @@ impl Endpoints {
 
     fn open(&self, address: String) -> Arc<Endpoint> {
         let endpoint = Arc::new(Endpoint::new(address, &self.config, self.gone.child_token()));
-        for slot in 0..endpoint.slots().len() {
-            tokio::spawn(maintain(endpoint.clone(), slot, self.reconnect.clone()));
+        for index in 0..endpoint.connections().len() {
+            tokio::spawn(maintain(endpoint.clone(), index, self.reconnect.clone()));
         }
         endpoint
     }

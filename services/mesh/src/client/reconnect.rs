@@ -17,9 +17,9 @@ const BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Waiting calls may cut an instance's backoff short, but not below this: a restarted instance is found immediately, and
 /// one that is down is tried at most twenty times a second, however many calls there are.
-const SPACING: Duration = Duration::from_millis(50);
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// A connection that ends sooner counts as a failure: the next one backs off.
-const STEADY: Duration = Duration::from_secs(1);
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the connections of a target share.
 #[derive(Clone)]
@@ -32,8 +32,8 @@ pub(crate) struct Reconnect {
     pub(crate) failures: Arc<AtomicU64>,
 }
 
-/// Maintains the endpoint's connection `slot` until the endpoint is removed.
-pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Reconnect) {
+/// Maintains the endpoint's connection `index` until the endpoint is removed.
+pub(crate) async fn maintain(endpoint: Arc<Endpoint>, index: usize, reconnect: Reconnect) {
     let mut failures = 0;
     loop {
         let began = Instant::now();
@@ -41,8 +41,8 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Re
         match endpoint.gone.run_until_cancelled(connecting).await {
             None => return,
             Some(Ok(connected)) => {
-                use_until_closed(&endpoint, slot, connected, &reconnect).await;
-                failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
+                use_until_closed(&endpoint, index, connected, &reconnect).await;
+                failures = if began.elapsed() < STABLE_AFTER { failures + 1 } else { 0 };
             }
             Some(Err(why)) => {
                 endpoint.connection_failed(reconnect.failures.fetch_add(1, Ordering::AcqRel), why);
@@ -53,8 +53,8 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Re
         if failures > 0 {
             let backoff = backoff(failures, BACKOFF, MAX_BACKOFF, reconnect.rng.fraction());
             let connect_now = async {
-                endpoint.slots()[slot].connect_now.notified().await;
-                sleep_until(began + SPACING).await;
+                endpoint.connections()[index].connect_now.notified().await;
+                sleep_until(began + MIN_INTERVAL).await;
             };
             tokio::select! {
                 () = sleep(backoff) => {}
@@ -66,17 +66,17 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Re
 }
 
 /// Uses a connection until it accepts no more calls.
-async fn use_until_closed(endpoint: &Endpoint, slot: usize, connected: Connected, reconnect: &Reconnect) {
-    let slot = &endpoint.slots()[slot];
+async fn use_until_closed(endpoint: &Endpoint, index: usize, connected: Connected, reconnect: &Reconnect) {
+    let connection = &endpoint.connections()[index];
     let mut until_closed = connected.until_closed;
-    endpoint.connection_made(slot, connected.sender);
+    endpoint.connection_made(connection, connected.sender);
     reconnect.changed.notify_waiters();
     let is_closed = tokio::select! {
         biased;
         () = &mut until_closed => true,
         () = endpoint.gone.cancelled() => false,
     };
-    endpoint.connection_lost(slot);
+    endpoint.connection_lost(connection);
     if !is_closed {
         // Calls that were sent before continue on it.
         until_closed.await;

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::slots::Slots;
 use crate::server::serve::accept;
 
@@ -31,7 +31,7 @@ pub async fn serve_admin(
 ) {
     let slots = Slots::new(MAX_CONNECTIONS);
     while let Some((stream, peer)) = accept(&listener, &shutdown).await {
-        let Some(slot) = slots.take(Some(Key::of_address(peer.ip()))) else { continue };
+        let Some(slot) = slots.take(Some(CallerKey::of_address(peer.ip()))) else { continue };
         let (ready, alive, shutdown) = (ready.clone(), alive.clone(), shutdown.clone());
         tokio::spawn(async move {
             let leave = slot.evicted();

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::call::wire::{Response, ServerResult};
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 
 /// How much of the body of a request that was rejected early is drained: requests somewhat above their limit are read to
 /// their end, so that their clients read the response.
@@ -28,7 +28,7 @@ pub(crate) struct CallState {
     /// The unread rest of the request's body, when it was dropped before its end.
     pub(crate) rest: Option<Incoming>,
     /// The caller, when it is known and shares the connection with others.
-    pub(crate) caller: Option<Key>,
+    pub(crate) caller: Option<CallerKey>,
     /// The stream was reset while its request was read.
     pub(crate) was_reset: bool,
     /// It was admitted.
@@ -55,7 +55,7 @@ pub(crate) fn update(change: impl FnOnce(&mut CallState)) {
 }
 
 /// The current call's caller.
-pub(crate) fn caller() -> Option<Key> {
+pub(crate) fn caller() -> Option<CallerKey> {
     CALL_STATE.try_with(|state| state.try_borrow().ok()?.caller.clone()).ok().flatten()
 }
 

@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::caller::PeerService;
-use crate::server::calls::{Activity, Calls, PerConnection};
+use crate::server::connection_service::{Activity, ConnectionService, Stack};
 use crate::server::layer::Next;
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::resets::{ConnectionResets, Excess, Resets};
 use crate::server::limits::slots::{Slot, Slots};
 use crate::server::limits::usage::{ConnectionCallers, UsageTable};
@@ -36,7 +36,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For each of a connection's first steps: the TLS handshake, and the HTTP/2 preface.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same, when three quarters of the slots are taken.
+/// The same, near the connection limit: at three quarters of it.
 const CROWDED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
@@ -58,7 +58,7 @@ const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// Write timeout: a response that its caller does not read for this long is dropped, and a connection whose peer does not
 /// read the GOAWAY is closed.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What HTTP/2 buffers of an unread response, per stream (plus one frame).
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
@@ -67,13 +67,13 @@ const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 const EVICTION_GRACE: Duration = Duration::from_secs(2);
 const IDLE_EVICTION_GRACE: Duration = Duration::from_millis(100);
 
-/// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
+/// Makes an instance of the server's stack for each connection: avoids `BoxCloneService`, which clones every layer per request
 /// and boxes its future once more.
 #[derive(Clone)]
-pub(crate) struct Stack(Arc<dyn Fn() -> Calls + Send + Sync>);
+pub(crate) struct MakeStack(Arc<dyn Fn() -> Stack + Send + Sync>);
 
-impl Stack {
-    /// The service must always be ready, as all of our layers are: they reject instead of applying backpressure.
+impl MakeStack {
+    /// The stack must always be ready, as all of our layers are: they reject instead of applying backpressure.
     pub(crate) fn new<S>(service: S) -> Self
     where
         S: Next + Sync,
@@ -88,7 +88,7 @@ impl Stack {
         }))
     }
 
-    pub(crate) fn of_connection(&self) -> Calls {
+    pub(crate) fn make(&self) -> Stack {
         (self.0)()
     }
 }
@@ -119,21 +119,21 @@ impl Connections {
         Self { slots: Slots::new(max), usage: Arc::default(), tls, proxies, resets, rejections, handshakes_failed }
     }
 
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn open_connections(&self) -> usize {
         self.slots.used()
     }
 
     /// Trusted proxies carry many callers, and are never evicted.
-    fn slot(&self, peer: SocketAddr) -> Option<Slot> {
+    fn take_slot(&self, peer: SocketAddr) -> Option<Slot> {
         let is_trusted = self.proxies.trusts(peer.ip());
-        self.slots.take((!is_trusted).then(|| Key::of_address(peer.ip())))
+        self.slots.take((!is_trusted).then(|| CallerKey::of_address(peer.ip())))
     }
 
     fn is_crowded(&self) -> bool {
-        self.open() * 4 >= self.slots.limit * 3
+        self.open_connections() * 4 >= self.slots.limit * 3
     }
 
-    fn timeout(&self) -> Duration {
+    fn handshake_timeout(&self) -> Duration {
         if self.is_crowded() { CROWDED_HANDSHAKE_TIMEOUT } else { HANDSHAKE_TIMEOUT }
     }
 
@@ -143,19 +143,19 @@ impl Connections {
         self: &Arc<Self>,
         stream: S,
         peer: SocketAddr,
-        stack: Stack,
+        make_stack: MakeStack,
         goaway: CancellationToken,
     ) -> Option<impl Future<Output = ()> + Send + use<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(slot) = self.slot(peer) else {
+        let Some(slot) = self.take_slot(peer) else {
             self.rejections.count(Cause::Connections);
             return None;
         };
         let (connections, evicted) = (self.clone(), slot.evicted());
         Some(async move {
-            let too_late = async {
+            let evict = async {
                 evicted.cancelled().await;
                 connections.rejections.count(Cause::Evicted);
                 tokio::time::sleep(EVICTION_GRACE).await;
@@ -163,32 +163,41 @@ impl Connections {
             tokio::select! {
                 // First: the eviction is counted even if the connection closes in the same poll.
                 biased;
-                () = too_late => {}
-                () = connections.handshake(stream, peer, stack, goaway, slot) => {}
+                () = evict => {}
+                () = connections.serve_transport(stream, peer, make_stack, goaway, slot) => {}
             }
         })
     }
 
-    async fn handshake<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, slot: Slot)
-    where
+    /// TLS, if it is configured; then serves the stream until the connection is closed.
+    async fn serve_transport<S>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+        make_stack: MakeStack,
+        goaway: CancellationToken,
+        slot: Slot,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await;
+            return self.serve_stream(stream, self.connection_service(&make_stack, peer, None, slot), goaway).await;
         };
-        let handshake = timeout(self.timeout(), tls.accept(stream));
+        let handshake = timeout(self.handshake_timeout(), tls.accept(stream));
         // No call has begun: no grace period is needed.
         let evicted = slot.evicted();
         let Some(Some(outcome)) = goaway.run_until_cancelled(evicted.run_until_cancelled(handshake)).await else {
             return;
         };
         match outcome.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, None)) => self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await,
-            Ok((stream, Some((service, valid_for)))) => {
+            Ok((stream, None)) => {
+                self.serve_stream(stream, self.connection_service(&make_stack, peer, None, slot), goaway).await
+            }
+            Ok((stream, Some((peer_service, valid_for)))) => {
                 slot.never_evict();
-                let service = self.service(&stack, peer, Some(PeerService(service.into())), slot);
+                let service = self.connection_service(&make_stack, peer, Some(PeerService(peer_service.into())), slot);
                 let close = service.activity.close.clone();
-                let ends = async {
+                let expires = async {
                     tokio::time::sleep(valid_for).await;
                     // The peer's certificate has expired: it must authenticate again, on a new connection.
                     self.rejections.count(Cause::Expired);
@@ -196,8 +205,8 @@ impl Connections {
                     std::future::pending::<()>().await;
                 };
                 tokio::select! {
-                    () = self.read_preface(stream, service, goaway) => {}
-                    () = ends => {}
+                    () = self.serve_stream(stream, service, goaway) => {}
+                    () = expires => {}
                 }
             }
             Err(error) => {
@@ -209,21 +218,27 @@ impl Connections {
         }
     }
 
-    fn service(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
+    fn connection_service(
+        &self,
+        make_stack: &MakeStack,
+        peer: SocketAddr,
+        peer_service: Option<PeerService>,
+        slot: Slot,
+    ) -> ConnectionService {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
         let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), slot));
-        let (calls, rejections) = (RefCell::new(stack.of_connection()), self.rejections.clone());
+        let (stack, rejections) = (RefCell::new(make_stack.make()), self.rejections.clone());
         let callers = ConnectionCallers::new(self.usage.clone());
-        PerConnection { calls, peer, callers, proxies, service, activity, rejections }
+        ConnectionService { stack, peer, callers, proxies, peer_service, activity, rejections }
     }
 
-    /// Reads the preface with a timeout: hyper has none for the first bytes, and keepalive begins after them.
-    async fn read_preface<S>(&self, mut stream: S, service: PerConnection, goaway: CancellationToken)
+    /// Reads the preface with a timeout, then serves HTTP/2: hyper has none for the first bytes, and keepalive begins after them.
+    async fn serve_stream<S>(&self, mut stream: S, service: ConnectionService, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
-        let reading = timeout(self.timeout(), stream.read_exact(&mut first));
+        let reading = timeout(self.handshake_timeout(), stream.read_exact(&mut first));
         let close = service.activity.close.clone();
         let Some(Some(read)) = goaway.run_until_cancelled(close.run_until_cancelled(reading)).await else { return };
         match read {
@@ -237,7 +252,8 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<S>(&self, stream: S, budget: PollBudget, service: PerConnection, goaway: CancellationToken)
+    /// Serves calls, then closes the socket with a lingering close.
+    async fn serve_http2<S>(&self, stream: S, budget: PollBudget, service: ConnectionService, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -250,12 +266,12 @@ impl Connections {
         }
     }
 
-    async fn serve_calls<S>(&self, stream: S, budget: PollBudget, service: PerConnection, goaway: CancellationToken)
+    async fn serve_calls<S>(&self, stream: S, budget: PollBudget, service: ConnectionService, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = service.activity.clone();
-        let executor = WriteTimeoutExecutor { timeout: STALL_TIMEOUT, rejections: self.rejections.clone() };
+        let executor = WriteTimeoutExecutor { timeout: WRITE_TIMEOUT, rejections: self.rejections.clone() };
         let connection = http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -269,7 +285,7 @@ impl Connections {
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
+        let mut idle = std::pin::pin!(self.wait_until_idle(&activity, IDLE_TIMEOUT));
         let (mut is_going_away, mut closing) = (false, None);
         let close = &activity.close;
         let ended = loop {
@@ -287,7 +303,7 @@ impl Connections {
                     if !std::mem::replace(&mut is_going_away, true) {
                         self.rejections.count(Cause::Resets);
                         connection.as_mut().graceful_shutdown();
-                        idle.set(self.idle(&activity, STALL_TIMEOUT));
+                        idle.set(self.wait_until_idle(&activity, WRITE_TIMEOUT));
                     }
                 }
                 () = close.cancelled(), if closing.is_none() => {
@@ -301,13 +317,13 @@ impl Connections {
                     if is_going_away {
                         // Still no admitted call, and the peer does not close: it may not be reading its responses.
                         if !activity.has_infrastructure_calls() {
-                            self.rejections.count(Cause::Stalled);
+                            self.rejections.count(Cause::WriteTimeout);
                         }
                         return;
                     }
                     is_going_away = true;
                     connection.as_mut().graceful_shutdown();
-                    idle.set(self.idle(&activity, STALL_TIMEOUT));
+                    idle.set(self.wait_until_idle(&activity, WRITE_TIMEOUT));
                 }
             }
         };
@@ -320,7 +336,7 @@ impl Connections {
     }
 
     /// Returns when the connection has had no admitted call for `limit` (less near the connection limit).
-    async fn idle(&self, activity: &Activity, limit: Duration) {
+    async fn wait_until_idle(&self, activity: &Activity, limit: Duration) {
         let (mut last, mut idle) = (activity.admitted(), Duration::ZERO);
         loop {
             tokio::time::sleep(IDLE_TICK).await;
@@ -340,7 +356,7 @@ impl Connections {
 /// Why the server closed a connection; `None` when the peer or the network did.
 fn cause_of(error: &hyper::Error) -> Option<Cause> {
     if error.is_timeout() {
-        return Some(Cause::Silent);
+        return Some(Cause::KeepaliveTimeout);
     }
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|error| !error.is_remote() && !error.is_io()).then_some(Cause::Protocol)

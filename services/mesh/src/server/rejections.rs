@@ -38,7 +38,7 @@ pub(crate) enum Cause {
     /// A malformed `traceparent`: the call is served, in a trace of its own.
     Traceparent,
     /// A response that its caller did not read.
-    Stalled,
+    WriteTimeout,
     /// The connection limit is reached.
     Connections,
     /// A failed TLS handshake.
@@ -46,7 +46,7 @@ pub(crate) enum Cause {
     /// A connection that did not begin as HTTP/2 in time.
     Preface,
     /// A connection whose peer did not answer a ping.
-    Silent,
+    KeepaliveTimeout,
     /// More calls reset before they were answered than a caller or a connection is allowed.
     Resets,
     /// A request that is not gRPC.
@@ -71,11 +71,11 @@ impl Cause {
             Self::Identity => "identity",
             Self::Timeout => "timeout",
             Self::Traceparent => "traceparent",
-            Self::Stalled => "stalled",
+            Self::WriteTimeout => "write_timeout",
             Self::Connections => "connections",
             Self::Tls => "tls",
             Self::Preface => "preface",
-            Self::Silent => "silent",
+            Self::KeepaliveTimeout => "keepalive_timeout",
             Self::Resets => "resets",
             Self::NotGrpc => "not_grpc",
             Self::Protocol => "protocol",

@@ -13,21 +13,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::identity::token::Tokens;
-use crate::ops::gauges::Holdings;
 use crate::ops::health::Health;
-use crate::server::connection::Stack;
+use crate::ops::limit_metrics::ServerLimits;
+use crate::server::connection::MakeStack;
 
 /// Pause after an accept error (most likely, out of file descriptors): open connections may close meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A server stack, ready to be served.
 pub struct Server {
-    pub(crate) stack: Stack,
+    pub(crate) make_stack: MakeStack,
     pub(crate) health: Health,
     pub(crate) tokens: Option<Arc<Tokens>>,
     pub(crate) accepts_secret: bool,
-    /// What the server holds; exported as metrics while the server exists.
-    pub(crate) holdings: Arc<Holdings>,
+    /// Exported as metrics while the server exists.
+    pub(crate) limits: Arc<ServerLimits>,
     /// Cancelled when every connection gets its GOAWAY.
     pub(crate) goaway: CancellationToken,
     pub(crate) pre_drain_delay: Duration,
@@ -65,8 +65,8 @@ impl Server {
         }
         let accepting = async {
             while let Some((stream, peer)) = accept(&listener, &goaway).await {
-                let all = &self.holdings.connections;
-                if let Some(connection) = all.serve(stream, peer, self.stack.clone(), goaway.clone()) {
+                let open = &self.limits.connections;
+                if let Some(connection) = open.serve(stream, peer, self.make_stack.clone(), goaway.clone()) {
                     let cut = cut.clone();
                     connections.spawn(async move { cut.run_until_cancelled(connection).await });
                 }

@@ -103,7 +103,7 @@ impl Future for WriteTimeout {
             return Poll::Pending;
         }
         let timeout = this.timeout;
-        this.timer.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::Stalled)
+        this.timer.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::WriteTimeout)
     }
 }
 

@@ -103,7 +103,7 @@ impl Echo {
         let text = request.get_ref().clone();
         let response = match text.as_str() {
             "panic" => panic!("at the disco"),
-            "refuse" => return Err(mesh::status("test", &Closed)),
+            "reject" => return Err(mesh::status("test", &Closed)),
             "bare" => return Err(Status::not_found("nothing here")),
             "time left" => mesh::time_left().map_or("none".into(), |left| left.as_micros().to_string()),
             "caller" => format!("{:?}", mesh::caller(extensions)),

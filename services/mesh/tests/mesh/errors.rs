@@ -70,7 +70,7 @@ async fn an_error_in_the_middle_of_a_stream_gets_error_info_too() {
 #[tokio::test]
 async fn a_services_own_error_is_returned_unchanged() {
     let world = World::new().await;
-    let status = say(&world.anonymous(), SAY, "refuse").await.expect_err("rejected");
+    let status = say(&world.anonymous(), SAY, "reject").await.expect_err("rejected");
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert_eq!((info.domain.as_str(), info.reason.as_str()), ("test.ordermesh", "CLOSED"));
     let precondition = status.get_details_precondition_failure().expect("PreconditionFailure");

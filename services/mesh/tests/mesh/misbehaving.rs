@@ -225,8 +225,8 @@ async fn unread_responses_stay_within_the_budget_and_release_it() {
             sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
         stream.send_data(message.clone().into(), true).expect("sent");
         let response = response.await.expect("headers");
-        let refusal = Status::from_header_map(response.headers()).map(|status| reason(&status));
-        assert_eq!(refusal.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "response {number}");
+        let rejection = Status::from_header_map(response.headers()).map(|status| reason(&status));
+        assert_eq!(rejection.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "response {number}");
         answers.push((response, stream));
     }
     let reserved = held("unread", "mesh.server.memory.reserved");

@@ -48,7 +48,7 @@ async fn a_call_is_a_server_span_named_for_its_method_with_its_status() {
 
 #[tokio::test]
 async fn callers_mistakes_are_no_errors_of_the_server_span_and_server_errors_are() {
-    let rejected = server_span(SAY, "refuse", 2).await;
+    let rejected = server_span(SAY, "reject", 2).await;
     assert_eq!(attribute(&rejected, "rpc.response.status_code").as_deref(), Some("FAILED_PRECONDITION"));
     assert_eq!((rejected.status.clone(), attribute(&rejected, "error.type")), (SpanStatus::Unset, None));
     let panicked = server_span(SAY, "panic", 3).await;
@@ -128,7 +128,7 @@ async fn every_error_is_an_error_of_the_client_span() {
     let first =
         World::with(Plan { next: Some(world.anonymous()), trust_client_trace_context: true, ..Plan::default() }).await;
     let (trace_id, header) = traceparent(9);
-    raw::send(first.address, raw::unary(SAY, "forward refuse", &[("traceparent", &header)])).await;
+    raw::send(first.address, raw::unary(SAY, "forward reject", &[("traceparent", &header)])).await;
     let spans = observed().spans_of(&trace_id);
     assert_eq!(spans.len(), 3, "server, client, server");
     let made = spans.iter().find(|span| span.span_kind == SpanKind::Client).expect("a client span");
@@ -165,7 +165,7 @@ async fn a_denied_call_is_counted() {
 #[tokio::test]
 async fn a_rejected_call_is_a_failed_event_with_its_reason_and_a_completed_one_a_success() {
     let world = World::new().await;
-    say(&world.anonymous(), SAY, "refuse").await.expect_err("rejected");
+    say(&world.anonymous(), SAY, "reject").await.expect_err("rejected");
     say(&world.anonymous(), SAY, "hello").await.expect("done");
     let events = world.events.take();
     assert_eq!(events.len(), 2);
@@ -211,7 +211,7 @@ async fn a_client_call_is_an_event_only_if_it_got_no_answer() {
     };
     let live = channel(world.address.to_string());
     say(&live, SAY, "hello").await.expect("answered");
-    say(&live, SAY, "refuse").await.expect_err("answered too");
+    say(&live, SAY, "reject").await.expect_err("answered too");
     assert!(events.take().is_empty());
     say(&channel(dead_address().await), SAY, "hello").await.expect_err("no instance");
     let seen = events.take();

@@ -90,7 +90,7 @@ async fn a_cancellation_during_the_charge_wins_against_its_result() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let (orders, unclaimed) = (world.orders.clone(), world.unclaimed.clone());
-    world.payments.will([Reply::Then(Box::pin(async move {
+    world.payments.will([Reply::ResponseAfter(Box::pin(async move {
         cancel(&orders, &unclaimed, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);

@@ -20,15 +20,15 @@ pub(crate) enum Reply {
     /// Performs the call and responds.
     Regular,
     /// Does nothing, and does not respond.
-    Silent,
+    NoResponse,
     /// Performs the call, but the response is lost.
     Lost,
     /// Waits for the future, then performs the call and responds.
     After(BoxFuture<'static, ()>),
     /// Performs the call, waits for the future, then responds.
-    Then(BoxFuture<'static, ()>),
+    ResponseAfter(BoxFuture<'static, ()>),
     /// Waits for the future; does nothing, and does not respond.
-    SilentAfter(BoxFuture<'static, ()>),
+    NoResponseAfter(BoxFuture<'static, ()>),
 }
 
 impl Reply {
@@ -41,13 +41,13 @@ impl Reply {
     /// Performs the call; the response waits until released.
     pub(crate) fn response_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
-        Self::Then(Box::pin(async move { gate.notified().await }))
+        Self::ResponseAfter(Box::pin(async move { gate.notified().await }))
     }
 
     /// Does nothing; fails without a response once released.
-    pub(crate) fn silent_held(gate: &Arc<Notify>) -> Self {
+    pub(crate) fn no_response_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
-        Self::SilentAfter(Box::pin(async move { gate.notified().await }))
+        Self::NoResponseAfter(Box::pin(async move { gate.notified().await }))
     }
 }
 
@@ -159,7 +159,7 @@ impl FakePayments {
         let reply = self.replies.lock().pop_front().unwrap_or(Reply::Regular);
         match reply {
             Reply::Regular => perform(),
-            Reply::Silent => PaymentOutcome::Undecided("no answer".into()),
+            Reply::NoResponse => PaymentOutcome::Undecided("no answer".into()),
             Reply::Lost => {
                 perform();
                 PaymentOutcome::Undecided("no answer".into())
@@ -168,12 +168,12 @@ impl FakePayments {
                 first.await;
                 perform()
             }
-            Reply::Then(then) => {
+            Reply::ResponseAfter(then) => {
                 let response = perform();
                 then.await;
                 response
             }
-            Reply::SilentAfter(then) => {
+            Reply::NoResponseAfter(then) => {
                 then.await;
                 PaymentOutcome::Undecided("no answer".into())
             }

@@ -85,7 +85,7 @@ async fn due_in(world: &World, id: OrderId) -> Duration {
 #[tokio::test]
 async fn an_undecided_payment_is_rescheduled_and_retried_for_the_same_order() {
     let world = World::new().await;
-    world.payments.will([Reply::Silent, Reply::Lost]);
+    world.payments.will([Reply::NoResponse, Reply::Lost]);
     let id = world.order_mugs().await;
     world.settle().await;
     let order = world.order(id).await;
@@ -117,7 +117,7 @@ async fn backoff_grows_up_to_the_cap() {
     let id = world.abandoned_order().await;
     for attempt in 1..=30 {
         world.clock.advance(LEASE + BACKOFF_CAP);
-        world.payments.will([Reply::Silent]);
+        world.payments.will([Reply::NoResponse]);
         assert_eq!(driver.run_due().await.expect("a poll"), 1);
         assert_eq!(world.order(id).await.attempt, attempt);
         assert!(due_in(&world, id).await <= BACKOFF_CAP);
@@ -160,7 +160,7 @@ async fn a_confirmation_during_an_attempt_is_not_lost_if_the_attempt_fails() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::silent_held).await;
+    let stalled = world.stalled(id, Reply::no_response_held).await;
     // It is being driven: no other instance can claim it. The clock is stopped: the due time hardly changes.
     wake(&world.instance("order-3"), id).await.expect("woken");
     stalled.let_go().await;
@@ -250,7 +250,7 @@ async fn a_stalled_owner_does_not_free_the_lease_of_the_new_owner() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::silent_held).await;
+    let stalled = world.stalled(id, Reply::no_response_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
     let order = second.claim_due(1).await.expect("a poll").pop().expect("taken over");
@@ -271,7 +271,7 @@ async fn setting_the_clock_back_delays_neither_a_crashed_instances_lease_nor_a_d
     // An order whose instance crashed with its lease, and one that waits for its next attempt.
     let leased = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    world.payments.will([Reply::Silent]);
+    world.payments.will([Reply::NoResponse]);
     let driver = world.instance("order-2");
     assert_eq!(driver.run_due().await.expect("a poll"), 1);
     let waits = leased;

@@ -20,6 +20,7 @@ use mesh::{Authorizer, Channel, ClientConfig, Credentials, ServerConfig, SharedS
 use order::order::{Address, CreateOrder, PaymentMethod};
 use order::{Config, SeedStock};
 use serde_json::json;
+use testkit::FakeUserService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -60,25 +61,16 @@ fn not_here<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in this test"))
 }
 
-/// The User Service, with one signing key.
-struct Users;
-
-#[tonic::async_trait]
-#[rustfmt::skip]
-impl user::user_service_server::UserService for Users {
-    async fn list_signing_keys(&self, _: Request<user::ListSigningKeysRequest>) -> Result<Response<user::ListSigningKeysResponse>, Status> {
-        let key = user::SigningKey { kid: KEY_ID.into(), kty: "OKP".into(), crv: "Ed25519".into(), x: PUBLIC_KEY.into(), alg: "EdDSA".into() };
-        Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
+/// The key that verifies the tokens.
+fn signing_key() -> user::SigningKey {
+    let text = |text: &str| text.to_owned();
+    user::SigningKey {
+        kid: text(KEY_ID),
+        kty: text("OKP"),
+        crv: text("Ed25519"),
+        x: text(PUBLIC_KEY),
+        alg: text("EdDSA"),
     }
-    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Result<Response<user::EndSessionsResponse>, Status> { not_here() }
-    async fn list_ended_sessions(&self, _: Request<user::ListEndedSessionsRequest>) -> Result<Response<user::ListEndedSessionsResponse>, Status> { not_here() }
-    async fn register(&self, _: Request<user::RegisterRequest>) -> Result<Response<user::RegisterResponse>, Status> { not_here() }
-    async fn login(&self, _: Request<user::LoginRequest>) -> Result<Response<user::LoginResponse>, Status> { not_here() }
-    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Result<Response<user::RefreshSessionResponse>, Status> { not_here() }
-    async fn logout(&self, _: Request<user::LogoutRequest>) -> Result<Response<user::LogoutResponse>, Status> { not_here() }
-    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Result<Response<user::GetProfileResponse>, Status> { not_here() }
-    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Result<Response<user::UpdateProfileResponse>, Status> { not_here() }
-    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Result<Response<user::ChangePasswordResponse>, Status> { not_here() }
 }
 
 /// The Data Service: every product costs one euro; it stores the events it receives.
@@ -333,7 +325,11 @@ impl System {
         let addresses = sockets.each_ref().map(|socket| socket.local_addr().expect("an address").to_string());
         let [users, payments_socket, data_socket] = sockets;
         let (data, payments) = (Data::new(), PaymentsServer::new());
-        serve("user", Routes::new(user::user_service_server::UserServiceServer::new(Users)), users);
+        serve(
+            "user",
+            Routes::new(user::user_service_server::UserServiceServer::new(FakeUserService::with_keys([signing_key()]))),
+            users,
+        );
         let routes = Routes::new(payment::payment_service_server::PaymentServiceServer::new(payments.clone()));
         if !choice.payments_are_down {
             serve("payment", routes, payments_socket);

@@ -16,7 +16,7 @@ use crate::demo::expected::{failed, succeeded};
 use crate::demo::payments::{fails, fulfilled};
 use crate::demo::rejections::many;
 use crate::demo::run::{Run, Setup, item};
-use crate::demo::scenario::{Failure, Finished, Outcome, Scenario, expect_eq};
+use crate::demo::scenario::{Failure, Finished, Scenario, ScenarioOutcome, expect_eq};
 use crate::error::Error;
 use crate::forwarded_args;
 use crate::ports::free_port_base;
@@ -98,26 +98,24 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir),
     Ok((system, setup, folder))
 }
 
-async fn out_of_memory(run: Run) -> Result<Outcome, Failure> {
+async fn out_of_memory(run: Run) -> Result<ScenarioOutcome, Failure> {
     let mut large = run.order("pm_card_visa");
     large.items = many(100);
     let status = run.rejected(large).await?;
     let order_id = run.accepted(run.order("pm_card_visa")).await?;
     fulfilled(&run, &order_id).await?;
-    Ok(Outcome { order_id: Some(order_id), ..Outcome::rejected(status) })
+    Ok(ScenarioOutcome { order_id: Some(order_id), ..ScenarioOutcome::rejected(status) })
 }
 
 fn lookup_fails(name: &'static str, cause: &str, class: &'static str, reason: &'static str) -> Scenario {
-    Scenario::new(
-        name,
-        cause,
-        |run| async move { Ok(Outcome::rejected(run.rejected(run.order("pm_card_visa")).await?)) },
-    )
+    Scenario::new(name, cause, |run| async move {
+        Ok(ScenarioOutcome::rejected(run.rejected(run.order("pm_card_visa")).await?))
+    })
     .rejected(Code::Unavailable, &["LOOKUP_FAILED"])
     .events(&[failed(DataLookup, class, reason), failed(OrderCreation, class, "LOOKUP_FAILED")])
 }
 
-async fn refund_refused(run: Run) -> Result<Outcome, Failure> {
+async fn refund_refused(run: Run) -> Result<ScenarioOutcome, Failure> {
     let mut order = run.order("pm_gateway_refundRefused");
     order.items = vec![item(SCARCE, 1)];
     let order_id = run.accepted(order).await?;
@@ -139,5 +137,5 @@ async fn refund_refused(run: Run) -> Result<Outcome, Failure> {
     run.follow(&order_id, OrderState::Cancelled).await?;
     let refunded = run.payment(&order_id).await.map_err(Failure::rejected("GetPayment"))?;
     expect_eq("the gateway's ledger", refunded.gateway_ledger.as_str(), "REFUNDED")?;
-    Ok(Outcome::order(order_id).line(format!("{} transitions before RetryOrder", before.len())))
+    Ok(ScenarioOutcome::order(order_id).line(format!("{} transitions before RetryOrder", before.len())))
 }

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::demo::run::Run;
-use crate::demo::scenario::{Failure, Outcome, expect_eq};
+use crate::demo::scenario::{Failure, ScenarioOutcome, expect_eq};
 use crate::error;
 use crate::text;
 
@@ -32,7 +32,7 @@ impl Expected {
     ///
     /// # Errors
     /// The first difference.
-    pub(crate) async fn check(&self, run: &Run, outcome: Outcome) -> Result<Vec<String>, Failure> {
+    pub(crate) async fn check(&self, run: &Run, outcome: ScenarioOutcome) -> Result<Vec<String>, Failure> {
         let mut lines = Vec::new();
         let mut reasons = Vec::new();
         if let Some((state, order_id)) = self.state.zip(outcome.order_id) {

@@ -5,7 +5,7 @@ use contracts::order::v1::OrderState;
 
 use crate::demo::expected::{ExpectedEvent, failed, succeeded};
 use crate::demo::run::{Run, item};
-use crate::demo::scenario::{Failure, Outcome, Scenario};
+use crate::demo::scenario::{Failure, Scenario, ScenarioOutcome};
 
 /// The events of an order that is fulfilled.
 pub(crate) const FULFILLED: [ExpectedEvent; 4] =
@@ -38,7 +38,7 @@ fn pays(name: &'static str, cause: &str, token: &'static str) -> Scenario {
     Scenario::new(name, with_token(cause, token), move |run| async move {
         let order_id = run.accepted(run.order(token)).await?;
         fulfilled(&run, &order_id).await?;
-        Ok(Outcome::order(order_id))
+        Ok(ScenarioOutcome::order(order_id))
     })
     .state(OrderState::FulfillmentStarted)
     .events(&FULFILLED)
@@ -83,7 +83,7 @@ pub(crate) fn fails(
     Scenario::new(name, with_token(cause, token), move |run| async move {
         let mut message = run.order(token);
         message.items.push(item("COFFEE-500", 2));
-        Ok(Outcome::order(run.accepted(message).await?))
+        Ok(ScenarioOutcome::order(run.accepted(message).await?))
     })
     .state(OrderState::PaymentFailed)
     .reasons(reasons)

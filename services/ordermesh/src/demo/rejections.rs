@@ -18,7 +18,7 @@ use tonic_types::StatusExt;
 use crate::catalog::{FOREIGN, SCARCE};
 use crate::demo::expected::{failed, succeeded};
 use crate::demo::run::{Run, item, must_fail, new_customer};
-use crate::demo::scenario::{Failure, Outcome, Scenario, expect_eq};
+use crate::demo::scenario::{Failure, Scenario, ScenarioOutcome, expect_eq};
 use crate::system::request;
 
 type Order = order_v1::CreateOrderRequest;
@@ -169,7 +169,7 @@ fn invalid(
         let details = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
         let found: Vec<_> = details.iter().map(|one| (one.field.as_str(), one.reason.as_str())).collect();
         expect_eq("the violations", found.as_slice(), violations)?;
-        Ok(Outcome::rejected(status))
+        Ok(ScenarioOutcome::rejected(status))
     })
     .rejected(InvalidArgument, &reasons)
     .events(&[failed(OrderCreation, "ValidationError", "INVALID_ARGUMENT")])
@@ -181,34 +181,34 @@ fn unacceptable(name: &'static str, cause: &str, mutate: Mutation, code: Code, r
     Scenario::new(name, cause, move |run| async move {
         let mut order = run.order("pm_card_visa");
         mutate(&mut order);
-        Ok(Outcome::rejected(run.rejected(order).await?))
+        Ok(ScenarioOutcome::rejected(run.rejected(order).await?))
     })
     .rejected(code, &[reason])
     .events(&[succeeded(DataLookup), failed(OrderCreation, class, reason)])
 }
 
-async fn request_id_reused(run: Run) -> Result<Outcome, Failure> {
+async fn request_id_reused(run: Run) -> Result<ScenarioOutcome, Failure> {
     let first = run.order("pm_card_visa");
     let order_id = run.accepted(first.clone()).await?;
     let again = run.accepted(first.clone()).await?;
     expect_eq("the response to the same command", again, order_id)?;
     let other = Order { items: vec![item("MUG-RED", 3)], ..first };
-    Ok(Outcome::rejected(run.rejected(other).await?))
+    Ok(ScenarioOutcome::rejected(run.rejected(other).await?))
 }
 
-async fn log_in(run: &Run, email: String) -> Result<Outcome, Failure> {
+async fn log_in(run: &Run, email: String) -> Result<ScenarioOutcome, Failure> {
     let message = user_v1::LoginRequest { email, password: "wrong horse battery".to_owned() };
     let mut users = UserServiceClient::new(run.setup.system.user.clone());
-    Ok(Outcome::rejected(must_fail(users.login(request(message, "", Some(run.trace))).await)?))
+    Ok(ScenarioOutcome::rejected(must_fail(users.login(request(message, "", Some(run.trace))).await)?))
 }
 
-async fn create_order(run: &Run, token: &str) -> Result<Outcome, Failure> {
+async fn create_order(run: &Run, token: &str) -> Result<ScenarioOutcome, Failure> {
     let message = run.order("pm_card_visa");
     let response = run.orders().create_order(request(message, token, Some(run.trace))).await;
-    Ok(Outcome::rejected(must_fail(response)?))
+    Ok(ScenarioOutcome::rejected(must_fail(response)?))
 }
 
-async fn not_an_operator(run: Run) -> Result<Outcome, Failure> {
+async fn not_an_operator(run: Run) -> Result<ScenarioOutcome, Failure> {
     let message = order_v1::AdjustStockRequest {
         request_id: SystemIds.uuid().to_string(),
         sku: "MUG-BLUE".to_owned(),
@@ -217,31 +217,31 @@ async fn not_an_operator(run: Run) -> Result<Outcome, Failure> {
     };
     let mut inventory = InventoryServiceClient::new(run.setup.system.order.clone());
     let response = inventory.adjust_stock(request(message, run.customer(), Some(run.trace))).await;
-    Ok(Outcome::rejected(must_fail(response)?))
+    Ok(ScenarioOutcome::rejected(must_fail(response)?))
 }
 
-async fn another_customers_order(run: Run) -> Result<Outcome, Failure> {
+async fn another_customers_order(run: Run) -> Result<ScenarioOutcome, Failure> {
     let order_id = run.accepted(run.order("pm_card_visa")).await?;
     let (_, other_client) = new_customer(&run.setup.system).await?;
     let message = order_v1::GetOrderRequest { order_id };
     let response = run.orders().get_order(request(message, &other_client, Some(run.trace))).await;
-    Ok(Outcome::rejected(must_fail(response)?))
+    Ok(ScenarioOutcome::rejected(must_fail(response)?))
 }
 
-async fn get_order(run: &Run, order_id: String) -> Result<Outcome, Failure> {
+async fn get_order(run: &Run, order_id: String) -> Result<ScenarioOutcome, Failure> {
     let message = order_v1::GetOrderRequest { order_id };
     let response = run.orders().get_order(request(message, run.customer(), Some(run.trace))).await;
-    Ok(Outcome::rejected(must_fail(response)?))
+    Ok(ScenarioOutcome::rejected(must_fail(response)?))
 }
 
-async fn list_products(run: &Run, text: &str, page_token: String) -> Result<Outcome, Failure> {
+async fn list_products(run: &Run, text: &str, page_token: String) -> Result<ScenarioOutcome, Failure> {
     let message = data_v1::ListProductsRequest { text: text.to_owned(), page_token, ..Default::default() };
     let mut catalog = CatalogServiceClient::new(run.setup.system.data.clone());
     let response = catalog.list_products(request(message, run.customer(), Some(run.trace))).await;
-    Ok(Outcome::rejected(must_fail(response)?))
+    Ok(ScenarioOutcome::rejected(must_fail(response)?))
 }
 
-async fn foreign_page_token(run: Run) -> Result<Outcome, Failure> {
+async fn foreign_page_token(run: Run) -> Result<ScenarioOutcome, Failure> {
     let first_page = data_v1::ListProductsRequest { page_size: 1, ..Default::default() };
     let mut catalog = CatalogServiceClient::new(run.setup.system.data.clone());
     let page = catalog.list_products(request(first_page, run.customer(), None)).await;

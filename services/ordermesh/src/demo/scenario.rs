@@ -21,7 +21,7 @@ pub(crate) enum Target {
     Dedicated(&'static [&'static str]),
 }
 
-type Body = Box<dyn Fn(Run) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync>;
+type Body = Box<dyn Fn(Run) -> BoxFuture<'static, Result<ScenarioOutcome, Failure>> + Send + Sync>;
 
 /// A scenario: a row of the table of failures.
 pub(crate) struct Scenario {
@@ -41,7 +41,7 @@ impl Scenario {
         body: impl Fn(Run) -> F + Send + Sync + 'static,
     ) -> Self
     where
-        F: Future<Output = Result<Outcome, Failure>> + Send + 'static,
+        F: Future<Output = Result<ScenarioOutcome, Failure>> + Send + 'static,
     {
         let body: Body = Box::new(move |run| Box::pin(body(run)));
         Self { name, cause: cause.into(), target: Target::Running, expected: Expected::default(), body }
@@ -103,7 +103,7 @@ impl Scenario {
 
 /// What a scenario led to.
 #[derive(Debug, Default)]
-pub(crate) struct Outcome {
+pub(crate) struct ScenarioOutcome {
     /// The order that the scenario created, if its state is checked.
     pub(crate) order_id: Option<String>,
     /// The status of the rejected call.
@@ -112,7 +112,7 @@ pub(crate) struct Outcome {
     pub(crate) lines: Vec<String>,
 }
 
-impl Outcome {
+impl ScenarioOutcome {
     pub(crate) fn order(order_id: String) -> Self {
         Self { order_id: Some(order_id), ..Self::default() }
     }

@@ -82,7 +82,7 @@ async fn closed(load: &Load, customers: u32, sequence: &Arc<OrderSequence>) {
 }
 
 async fn open(load: &Load, rate: u32, sequence: &Arc<OrderSequence>, stop: &CancellationToken) {
-    let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+    let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let mut all = JoinSet::new();
     let start = Instant::now();
     while let Some(number) = sequence.next() {
@@ -90,11 +90,11 @@ async fn open(load: &Load, rate: u32, sequence: &Arc<OrderSequence>, stop: &Canc
         if stop.run_until_cancelled(tokio::time::sleep_until(intended.into())).await.is_none() {
             break;
         }
-        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+        let Ok(permit) = permits.clone().acquire_owned().await else { break };
         let load = load.clone();
         all.spawn(async move {
             one(&load, number, intended).await;
-            drop(slot);
+            drop(permit);
         });
         while all.try_join_next().is_some() {}
     }

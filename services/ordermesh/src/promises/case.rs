@@ -8,7 +8,7 @@ use order::lifecycle::State;
 use payment::lifecycle::State as Paid;
 use payment::payment::{Attempt, EVENT_TYPE, Payment, event_of};
 use payment::ports::{Charge, ChargeStatus};
-use payment::reconcile::{Ledger, difference};
+use payment::reconcile::{LedgerEntry, difference};
 use telemetry::{EventStatus, Outcome, TraceEvent};
 
 use super::{Promise, Report, Sources, Violation};
@@ -101,7 +101,7 @@ impl Case {
             ));
         }
         if let Some(payment) = &self.payment {
-            let ledger = self.charge.clone().map_or(Ledger::NoRow, Ledger::Row);
+            let ledger = self.charge.clone().map_or(LedgerEntry::NoRow, LedgerEntry::Row);
             problems.extend(difference(payment, &ledger).map(str::to_owned));
             if payment.amount.is_some_and(|amount| amount != self.order.total) {
                 problems.push("its payment has another amount".to_owned());

@@ -64,7 +64,7 @@ pub struct Report {
     pub states: BTreeMap<&'static str, u64>,
     /// Orders with a pending effect.
     pub unfinished: u64,
-    /// Events that the store has rejected permanently: an operator must intervene.
+    /// Events that the store has rejected permanently: an administrator must intervene.
     pub refused_events: u64,
     /// Orders that changed at every read, and so could not be verified.
     pub changing: u64,
@@ -123,7 +123,7 @@ impl Report {
     }
 }
 
-/// The figures of the operators' gauges, by the same queries.
+/// The values of the monitored gauges, by the same queries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Gauges {
     /// Orders with a pending effect (`ordermesh.orders`).

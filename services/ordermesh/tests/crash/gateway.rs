@@ -14,7 +14,7 @@ pub(crate) enum FailureMode {
     /// The call is executed, and its response arrives.
     None,
     /// The first call of each kind is neither executed nor gets a response.
-    SilentOnce,
+    NoResponseOnce,
     /// The first call of each kind is executed, but its response is lost.
     AnswerLostOnce,
     /// Charges are never made and get no response.
@@ -98,17 +98,17 @@ impl Ledger {
         let count = inner.calls.entry(kind).or_default();
         *count += 1;
         let (is_first, is_charge) = (*count == 1, kind == Kind::Create);
-        let silent = match inner.failure_mode {
+        let is_unanswered = match inner.failure_mode {
             FailureMode::None | FailureMode::AnswerLostOnce | FailureMode::NeverAnswersCharges => false,
-            FailureMode::SilentOnce => is_first,
+            FailureMode::NoResponseOnce => is_first,
             FailureMode::NeverCharges => is_charge,
         };
         let lost = match inner.failure_mode {
-            FailureMode::None | FailureMode::SilentOnce | FailureMode::NeverCharges => false,
+            FailureMode::None | FailureMode::NoResponseOnce | FailureMode::NeverCharges => false,
             FailureMode::AnswerLostOnce => is_first,
             FailureMode::NeverAnswersCharges => is_charge,
         };
-        if silent {
+        if is_unanswered {
             return Err(NoResponse::new("TIMEOUT: silent on purpose"));
         }
         if inner.twice {

@@ -57,7 +57,7 @@ fn spot() -> impl Strategy<Value = Spot> {
 fn step() -> impl Strategy<Value = Step> {
     let modes = [
         FailureMode::None,
-        FailureMode::SilentOnce,
+        FailureMode::NoResponseOnce,
         FailureMode::AnswerLostOnce,
         FailureMode::NeverCharges,
         FailureMode::NeverAnswersCharges,

@@ -51,7 +51,7 @@ pub(crate) const HAPPY_SPOTS: [Spot; 6] = [
 pub(crate) fn scripts() -> Vec<Script> {
     let plain = [
         Environment::Healthy,
-        Environment::Gateway(FailureMode::SilentOnce),
+        Environment::Gateway(FailureMode::NoResponseOnce),
         Environment::Gateway(FailureMode::AnswerLostOnce),
         Environment::Gateway(FailureMode::NeverCharges),
         Environment::Gateway(FailureMode::NeverAnswersCharges),

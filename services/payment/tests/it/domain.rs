@@ -10,7 +10,7 @@ use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
 use payment::ports::{Charge, ChargeStatus};
 use payment::process::ProcessCommand;
-use payment::reconcile::Ledger;
+use payment::reconcile::LedgerEntry;
 use payment::store::Lease;
 
 use crate::scripted::Reply;
@@ -55,7 +55,7 @@ async fn a_decline_is_final_and_has_its_code() {
 async fn a_lost_answer_is_retried_and_charges_once() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Reply::ResponseLost, Reply::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::NoResponse]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert_eq!(world.events().await, [], "doubt has no event");
     world.when_due(&one).await;
@@ -71,7 +71,7 @@ async fn a_lost_answer_is_retried_and_charges_once() {
 async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Reply::Silent; 2]);
+    world.gateway.script([Reply::NoResponse; 2]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert!(world.payment().await.payment_method.is_some(), "the charge may have to be retried");
     let steps = world.later(&one, 2).await;
@@ -86,7 +86,7 @@ async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged()
 async fn a_payment_in_doubt_past_the_limit_succeeds_if_it_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Reply::ResponseLost, Reply::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::NoResponse]);
     world.process(&one).await;
     world.later(&one, 2).await;
     assert_eq!(world.state().await, State::Succeeded);
@@ -99,7 +99,7 @@ async fn a_payment_in_doubt_past_the_limit_succeeds_if_it_turns_out_charged() {
 async fn an_attempt_in_doubt_is_due_no_later_than_the_limit() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.falls_silent(true);
+    world.gateway.set_unresponsive(true);
     world.process(&one).await;
     let since = world.payment().await.doubt_since.expect("in doubt");
     for _ in 0..12 {
@@ -118,11 +118,11 @@ async fn an_attempt_in_doubt_is_due_no_later_than_the_limit() {
 async fn a_gateway_that_never_answers_decides_nothing() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.falls_silent(true);
+    world.gateway.set_unresponsive(true);
     world.process(&one).await;
     world.later(&one, 30).await;
     assert_eq!(world.state().await, State::Cancelling);
-    world.gateway.falls_silent(false);
+    world.gateway.set_unresponsive(false);
     world.later(&one, 1).await;
     assert_eq!(world.state().await, State::Failed);
 }
@@ -132,15 +132,15 @@ async fn a_gateway_that_never_answers_decides_nothing() {
 async fn a_cancellation_at_any_time_leaves_nothing_charged() {
     let cases: [(&str, &[Reply], State); 6] = [
         ("pending, its driver crashed before the call", &[], State::Cancelled),
-        ("in doubt, not charged", &[Reply::Silent], State::Cancelled),
+        ("in doubt, not charged", &[Reply::NoResponse], State::Cancelled),
         ("in doubt, charged", &[Reply::ResponseLost], State::Refunded),
         ("charged", &[Reply::Fine], State::Refunded),
         (
             "charged, and the cancellation gets no answer at first",
-            &[Reply::Fine, Reply::Silent, Reply::ResponseLost],
+            &[Reply::Fine, Reply::NoResponse, Reply::ResponseLost],
             State::Refunded,
         ),
-        ("in doubt, and the tombstone's answer is lost", &[Reply::Silent, Reply::ResponseLost], State::Cancelled),
+        ("in doubt, and the tombstone's answer is lost", &[Reply::NoResponse, Reply::ResponseLost], State::Cancelled),
     ];
     for (case, replies, expected) in cases {
         let world = World::new().await;
@@ -174,7 +174,7 @@ async fn a_cancellation_is_answered_with_its_result() {
 async fn a_cancellation_while_the_doubt_limit_cancels_refunds_what_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Reply::ResponseLost, Reply::Silent, Reply::Silent, Reply::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::NoResponse, Reply::NoResponse, Reply::NoResponse]);
     world.process(&one).await;
     world.later(&one, 1).await;
     assert_eq!(world.state().await, State::Cancelling, "started by the doubt limit");
@@ -289,7 +289,7 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
     let one = world.instance("one");
     one.shutdown.cancel();
     let lease = Lease { owner: one.name.to_owned(), length: LEASE };
-    world.gateway.script([Reply::Silent]);
+    world.gateway.script([Reply::NoResponse]);
     world.process(&one).await;
     world.clock.advance(LONG);
     assert!(world.store.claim(world.order_id, lease).await.expect("a database").is_some());
@@ -398,7 +398,7 @@ async fn payments_in_doubt_are_counted_with_their_age() {
     let world = World::new().await;
     let one = world.instance("one");
     assert_eq!(world.store.in_doubt().await.expect("a count").count, 0);
-    world.gateway.script([Reply::Silent]);
+    world.gateway.script([Reply::NoResponse]);
     world.process(&one).await;
     let in_doubt = world.store.in_doubt().await.expect("a count");
     assert_eq!((in_doubt.count, in_doubt.oldest), (1, Some(world.clock.now().as_micros())));
@@ -417,7 +417,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     world.cancel(&one, 1).await;
     orders.push(world.order_id);
     world.another_order();
-    world.gateway.script([Reply::Silent, Reply::Silent]);
+    world.gateway.script([Reply::NoResponse, Reply::NoResponse]);
     world.process(&one).await;
     world.later(&one, 2).await;
     assert_eq!(world.state().await, State::Failed);
@@ -428,7 +428,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     let invalid = ProcessCommand { amount: None, ..world.command() };
     world.try_process(&one, invalid).await.expect("an answer");
     world.another_order();
-    world.gateway.script([Reply::Silent]);
+    world.gateway.script([Reply::NoResponse]);
     world.process(&one).await;
 
     let healthy = world.reconciler().reconcile().await.expect("a comparison");
@@ -458,7 +458,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     expected.sort();
     assert_eq!(found, expected);
 
-    world.gateway.falls_silent(true);
+    world.gateway.set_unresponsive(true);
     let rejected = world.reconciler().reconcile().await.expect_err("no ledger");
     assert!(matches!(rejected, Error::GatewayUnreachable(_)));
 }
@@ -467,17 +467,17 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
 async fn an_account_has_the_attempts_and_the_gateways_entry() {
     let world = World::new().await;
     let one = world.instance("one");
-    assert!(matches!(world.reconciler().account(world.order_id).await, Err(Error::PaymentNotFound)));
-    world.gateway.script([Reply::Silent]);
+    assert!(matches!(world.reconciler().details(world.order_id).await, Err(Error::PaymentNotFound)));
+    world.gateway.script([Reply::NoResponse]);
     world.process(&one).await;
-    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoRow);
+    assert_eq!(world.reconciler().details(world.order_id).await.expect("a payment").ledger, LedgerEntry::NoRow);
     world.later(&one, 1).await;
-    let account = world.reconciler().account(world.order_id).await.expect("an account");
-    assert_eq!(account.ledger.to_string(), "SUCCEEDED");
-    let outcomes: Vec<_> = account.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
-    assert_eq!(outcomes, ["no answer: TIMEOUT: silent on purpose", "SUCCEEDED"]);
-    world.gateway.falls_silent(true);
-    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoResponse);
+    let details = world.reconciler().details(world.order_id).await.expect("a payment");
+    assert_eq!(details.ledger.to_string(), "SUCCEEDED");
+    let outcomes: Vec<_> = details.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["no answer: TIMEOUT: unresponsive on purpose", "SUCCEEDED"]);
+    world.gateway.set_unresponsive(true);
+    assert_eq!(world.reconciler().details(world.order_id).await.expect("a payment").ledger, LedgerEntry::NoResponse);
 }
 
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
@@ -486,7 +486,7 @@ const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
 async fn setting_the_clock_back_does_not_extend_the_doubt() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.falls_silent(true);
+    world.gateway.set_unresponsive(true);
     world.process(&one).await;
     world.clock.set_back(HOUR);
     let began = world.clock.now();

@@ -17,7 +17,7 @@ pub(crate) enum Reply {
     /// Executed and answered.
     Fine,
     /// Neither executed nor answered.
-    Silent,
+    NoResponse,
     /// Executed, but the response is lost.
     ResponseLost,
     /// Neither executed nor responded to: the call hangs.
@@ -27,7 +27,7 @@ pub(crate) enum Reply {
 #[derive(Default)]
 struct Inner {
     replies: VecDeque<Reply>,
-    silent_from_now_on: bool,
+    unresponsive: bool,
     decline: Option<DeclineCode>,
     refused_refunds: usize,
     charges: BTreeMap<String, Charge>,
@@ -51,8 +51,8 @@ impl Scripted {
     }
 
     /// Whether calls without a script stay unanswered from now on.
-    pub(crate) fn falls_silent(&self, silent: bool) {
-        self.lock().silent_from_now_on = silent;
+    pub(crate) fn set_unresponsive(&self, unresponsive: bool) {
+        self.lock().unresponsive = unresponsive;
     }
 
     /// Charges are declined from now on.
@@ -95,11 +95,11 @@ impl Scripted {
             let mut inner = self.lock();
             inner.calls.push(call);
             let scripted = inner.replies.pop_front();
-            scripted.unwrap_or(if inner.silent_from_now_on { Reply::Silent } else { Reply::Fine })
+            scripted.unwrap_or(if inner.unresponsive { Reply::NoResponse } else { Reply::Fine })
         };
         match reply {
             Reply::Fine => Ok(work(&mut self.lock())),
-            Reply::Silent => Err(NoResponse::new("TIMEOUT: silent on purpose")),
+            Reply::NoResponse => Err(NoResponse::new("TIMEOUT: unresponsive on purpose")),
             Reply::ResponseLost => {
                 work(&mut self.lock());
                 Err(NoResponse::new("TIMEOUT: the answer is lost on purpose"))
@@ -165,8 +165,8 @@ impl Gateway for Scripted {
     fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(async move {
             let inner = self.lock();
-            if inner.silent_from_now_on {
-                return Err(NoResponse::new("TIMEOUT: silent on purpose"));
+            if inner.unresponsive {
+                return Err(NoResponse::new("TIMEOUT: unresponsive on purpose"));
             }
             let no_row = NoResponse { is_not_found: true, ..NoResponse::new("CHARGE_NOT_FOUND") };
             inner.charges.get(&charge_key).cloned().ok_or(no_row)
@@ -176,8 +176,8 @@ impl Gateway for Scripted {
     fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoResponse>> {
         Box::pin(async move {
             let inner = self.lock();
-            if inner.silent_from_now_on {
-                return Err(NoResponse::new("TIMEOUT: silent on purpose"));
+            if inner.unresponsive {
+                return Err(NoResponse::new("TIMEOUT: unresponsive on purpose"));
             }
             // Two rows a page, to have several pages.
             let rest: Vec<Charge> =

@@ -43,10 +43,10 @@ struct PaymentArgs {
 
 /// Counts confirmations to the Order Service.
 #[derive(Clone, Default)]
-struct Ear(Arc<(AtomicU32, Notify)>);
+struct FakeOrderService(Arc<(AtomicU32, Notify)>);
 
-impl Ear {
-    async fn hears(&self) {
+impl FakeOrderService {
+    async fn wait_for_confirmation(&self) {
         while self.0.0.load(Ordering::SeqCst) == 0 {
             self.0.1.notified().await;
         }
@@ -54,7 +54,7 @@ impl Ear {
 }
 
 #[async_trait]
-impl PaymentConfirmationService for Ear {
+impl PaymentConfirmationService for FakeOrderService {
     async fn confirm_payment(
         &self,
         _request: Request<ConfirmPaymentRequest>,
@@ -68,7 +68,7 @@ impl PaymentConfirmationService for Ear {
 struct World {
     folder: TempDir,
     addresses: Vec<String>,
-    ear: Ear,
+    order_service: FakeOrderService,
     order: String,
     gateway: String,
     stop: CancellationToken,
@@ -100,7 +100,7 @@ impl World {
         tasks.spawn(async move { gateway_mock::run(config, gateway, None, token).await.expect("the gateway") });
 
         let (order, order_address) = listener().await;
-        let ear = Ear::default();
+        let order_service = FakeOrderService::default();
         let authorizer = Authorizer::new(contracts::POLICIES).with_mesh_secret(SharedSecret::new(SECRET));
         let server = mesh::server(
             ServerConfig {
@@ -109,15 +109,22 @@ impl World {
                 drain_timeout: Duration::from_secs(1),
                 ..ServerConfig::new("order", contracts::POLICIES, authorizer)
             },
-            Routes::new(PaymentConfirmationServiceServer::new(ear.clone())),
+            Routes::new(PaymentConfirmationServiceServer::new(order_service.clone())),
         );
         let token = stop.clone();
         tasks.spawn(async move {
             let (_ready, is_ready) = watch::channel(true);
             server.serve(order, is_ready, token).await.expect("the confirmation endpoint");
         });
-        let mut world =
-            Self { folder, addresses: vec![], ear, order: order_address, gateway: gateway_address, stop, tasks };
+        let mut world = Self {
+            folder,
+            addresses: vec![],
+            order_service,
+            order: order_address,
+            gateway: gateway_address,
+            stop,
+            tasks,
+        };
         world.instance("payment-1", settings).await;
         world
     }
@@ -251,7 +258,7 @@ async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
     let pending = world.process(command.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];
     assert!(known_so_far.contains(&pending.state()), "the known state is an answer: {pending:?}");
-    world.ear.hears().await;
+    world.order_service.wait_for_confirmation().await;
     let known = world.get(&command.order_id).await;
     assert_eq!(known.payment.expect("a payment").state(), PaymentState::Succeeded);
     let outcomes: Vec<_> = known.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();

@@ -3,7 +3,7 @@
 use contracts::user::v1 as proto;
 use tonic::Code;
 
-use crate::world::{PASSWORD, Rejection, World, ada, as_person, rejection};
+use crate::world::{PASSWORD, Rejection, World, ada, as_user, rejection};
 
 fn assert_invalid(rejected: &Rejection, violations: &[(&str, &str)]) {
     assert_eq!((rejected.code, rejected.reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
@@ -72,7 +72,7 @@ async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
     let registered = world.ada_registers().await;
     let session = world.ada_logs_in().await;
     let request = proto::UpdateProfileRequest::default();
-    let rejected = rejection(world.client().update_profile(as_person(&session, request)).await);
+    let rejected = rejection(world.client().update_profile(as_user(&session, request)).await);
     assert_invalid(&rejected, &[("profile", "REQUIRED")]);
     let values = proto::Profile {
         email: "eve@example.com".into(),

@@ -3,7 +3,7 @@
 mod bad_input;
 mod events;
 mod flow;
+mod hashing_permits;
 mod passwords;
 mod sessions;
-mod slots;
 mod world;

@@ -109,7 +109,7 @@ impl World {
     }
 
     pub(crate) async fn profile(&self, session: &proto::Session) -> Result<proto::Profile, Status> {
-        let response = self.client().get_profile(as_person(session, proto::GetProfileRequest {})).await?;
+        let response = self.client().get_profile(as_user(session, proto::GetProfileRequest {})).await?;
         Ok(response.into_inner().profile.expect("a profile"))
     }
 
@@ -122,7 +122,7 @@ impl World {
         let paths = paths.iter().map(|path| (*path).to_owned()).collect();
         let update_mask = Some(prost_types::FieldMask { paths });
         let request = proto::UpdateProfileRequest { profile: Some(profile), update_mask };
-        let response = self.client().update_profile(as_person(session, request)).await?;
+        let response = self.client().update_profile(as_user(session, request)).await?;
         Ok(response.into_inner().profile.expect("a profile"))
     }
 
@@ -133,7 +133,7 @@ impl World {
         new: &str,
     ) -> Result<i32, Status> {
         let request = proto::ChangePasswordRequest { current_password: current.into(), new_password: new.into() };
-        let response = self.client().change_password(as_person(session, request)).await?;
+        let response = self.client().change_password(as_user(session, request)).await?;
         Ok(response.into_inner().ended_session_count)
     }
 
@@ -165,7 +165,7 @@ pub(crate) fn ada() -> proto::RegisterRequest {
     }
 }
 
-pub(crate) fn as_person<T>(session: &proto::Session, message: T) -> Request<T> {
+pub(crate) fn as_user<T>(session: &proto::Session, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = MetadataValue::try_from(format!("Bearer {}", session.access_token)).expect("ASCII");
     request.metadata_mut().insert("authorization", bearer);

@@ -60,9 +60,9 @@ async fn silence_and_failure_raise_an_instances_load_and_calls_in_flight_are_cou
     assert!(load(0) > 0.15, "200 ms without a response");
     ticket(&endpoints[1], None).settle(Code::Internal);
     assert!(load(1) > 0.009, "although it failed fast");
-    let refusing = instance();
-    ticket(&refusing, None).settle(Code::ResourceExhausted);
-    assert!(refusing.load.now(Instant::now()) > 0.009, "overloaded: no more calls for a while");
+    let overloaded = instance();
+    ticket(&overloaded, None).settle(Code::ResourceExhausted);
+    assert!(overloaded.load.now(Instant::now()) > 0.009, "overloaded: no more calls for a while");
 }
 
 #[tokio::test(start_paused = true)]

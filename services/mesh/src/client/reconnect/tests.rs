@@ -109,7 +109,7 @@ async fn waiting_calls_shorten_the_backoff_to_a_minimum() {
     }
     // 1.6 s would be next.
     (0..100).for_each(|_| world.endpoint.request_connection());
-    assert_eq!(world.next_try().await - last, SPACING);
+    assert_eq!(world.next_try().await - last, MIN_INTERVAL);
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ async fn a_lost_connection_is_made_again_immediately() {
     let (mut world, mut others) = World::greeted(2).await;
     world.next_try().await;
     world.until_ready(true).await;
-    tokio::time::sleep(2 * STEADY).await;
+    tokio::time::sleep(2 * STABLE_AFTER).await;
     let lost = Instant::now();
     others.pop();
     assert_eq!(world.next_try().await, lost);
@@ -152,8 +152,8 @@ async fn a_stream_outlives_its_instances_removal() {
     world.next_try().await;
     world.until_ready(true).await;
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
-    let Ok((slot, sending)) = world.endpoint.send(request) else { panic!("not connected") };
-    let Ok(response) = world.endpoint.outcome(slot, sending.await) else { panic!("not answered") };
+    let Ok((index, sending)) = world.endpoint.send(request) else { panic!("not connected") };
+    let Ok(response) = world.endpoint.outcome(index, sending.await) else { panic!("not answered") };
     world.endpoint.gone.cancel();
     world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());

@@ -17,7 +17,7 @@ use crate::call::wire::{Request, Response, ServerResult};
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// A server with two connection slots. Its handler answers with 100 kB; `Watch` streams without end; `Refuse` answers
+/// A server with two connection slots. Its handler answers with 100 kB; `Watch` streams without end; `Reject` answers
 /// without reading the request; `Read` answers after reading it; `Hold` neither reads nor answers.
 struct World {
     connections: Arc<Connections>,
@@ -49,7 +49,7 @@ impl World {
                     "/t.T/Watch" | "/grpc.health.v1.Health/Watch" => {
                         Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
                     }
-                    "/t.T/Refuse" => Body::empty(),
+                    "/t.T/Reject" => Body::empty(),
                     "/t.T/Read" => request.into_body().collect().await.map(|_| Body::empty()).expect("a body"),
                     "/t.T/Hold" => {
                         let _unread = request;
@@ -59,8 +59,8 @@ impl World {
                 }))
             })
         });
-        let stack = Stack::new(handler);
-        let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
+        let make_stack = MakeStack::new(handler);
+        let served = self.connections.serve(theirs, peer, make_stack, self.goaway.clone())?;
         Some((ours, tokio::spawn(served)))
     }
 
@@ -112,7 +112,7 @@ async fn a_connection_without_a_timely_preface_is_closed() {
         let began = Instant::now();
         served.await.expect("no panic");
         assert_eq!((began.elapsed(), world.seen()), (HANDSHAKE_TIMEOUT, vec![Cause::Preface]));
-        assert_eq!(world.connections.open(), 0);
+        assert_eq!(world.connections.open_connections(), 0);
     }
 }
 
@@ -149,7 +149,7 @@ async fn half_a_frame_is_bounded_by_keepalive() {
     let began = Instant::now();
     served.await.expect("no panic");
     assert!(began.elapsed() <= KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT + Duration::from_secs(1));
-    assert_eq!(world.seen(), [Cause::Silent]);
+    assert_eq!(world.seen(), [Cause::KeepaliveTimeout]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,7 +158,7 @@ async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
     let (first, served) = world.connect().expect("a slot");
     let _second = world.connect().expect("a slot");
     assert!(world.connect().is_none());
-    assert_eq!((world.seen(), world.connections.open()), (vec![Cause::Connections], 2));
+    assert_eq!((world.seen(), world.connections.open_connections()), (vec![Cause::Connections], 2));
     drop(first);
     served.await.expect("no panic");
     assert!(world.connect().is_some());
@@ -190,8 +190,8 @@ async fn an_unread_response_is_reset_and_the_connection_keeps_serving() {
     let began = Instant::now();
     let mut stuck = call(&mut sender).await.into_body();
     let error = stuck.data().await.expect("not the end").expect_err("the window is zero: a reset");
-    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
-    assert_eq!(world.seen(), [Cause::Stalled]);
+    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), WRITE_TIMEOUT));
+    assert_eq!(world.seen(), [Cause::WriteTimeout]);
     assert_eq!(call(&mut sender).await.status(), http::StatusCode::OK);
 }
 
@@ -205,8 +205,8 @@ async fn a_window_of_one_byte_is_like_a_zero_window() {
     assert_eq!(stuck.data().await.expect("not the end").expect("a byte").len(), 1);
     // The byte's capacity is not released.
     let error = stuck.data().await.expect("not the end").expect_err("a reset");
-    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
-    assert_eq!(world.seen(), [Cause::Stalled]);
+    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), WRITE_TIMEOUT));
+    assert_eq!(world.seen(), [Cause::WriteTimeout]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,7 +265,7 @@ async fn unread_requests_do_not_block_others_on_their_connection() {
     let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
     // The client learns the server's windows with its first response.
-    call_of(&mut sender, "/t.T/Refuse").await;
+    call_of(&mut sender, "/t.T/Reject").await;
     let mut unread = vec![];
     for _ in 0..8 {
         let (response, mut stream) = sender.send_request(head("/t.T/Hold"), false).expect("sent");
@@ -305,8 +305,8 @@ async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
-    call_of(&mut sender, "/t.T/Refuse").await;
-    let rejected = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
+    call_of(&mut sender, "/t.T/Reject").await;
+    let rejected = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Reject"), false).expect("sent");
     let began = Instant::now();
     // The request ends.
     let (mut response, mut stream) = rejected(&mut sender);

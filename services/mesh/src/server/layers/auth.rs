@@ -12,7 +12,7 @@ use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::Caller;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::usage::Peer;
 use crate::server::rejections::{Cause, Rejections};
 
@@ -68,7 +68,7 @@ fn admitted(mut request: Request, caller: Caller) -> Request {
     }
     // Users share connections, behind a gateway; a mesh service has its own.
     match &caller {
-        Caller::User { user_id, .. } => update(|state| state.caller = Some(Key::User(*user_id))),
+        Caller::User { user_id, .. } => update(|state| state.caller = Some(CallerKey::User(*user_id))),
         Caller::Service { .. } => update(|state| state.is_mesh_service = true),
         Caller::Anonymous => {}
     }

@@ -16,7 +16,7 @@ use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::Caller;
 use crate::policy::{Access, PolicyTable};
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::quota::{Callers, MAX_CALLERS, Quota};
 use crate::server::limits::resets::Resets;
 use crate::server::limits::usage::Peer;
@@ -74,11 +74,13 @@ impl RateLimit {
     }
 }
 
-fn key_of(request: &Request, is_public: bool) -> Key {
-    let address = || request.extensions().get::<Peer>().map_or(Key::Others, |peer| Key::of_address(peer.address.ip()));
+fn key_of(request: &Request, is_public: bool) -> CallerKey {
+    let address = || {
+        request.extensions().get::<Peer>().map_or(CallerKey::Others, |peer| CallerKey::of_address(peer.address.ip()))
+    };
     match request.extensions().get::<Caller>() {
-        Some(Caller::User { user_id, .. }) if !is_public => Key::User(*user_id),
-        Some(Caller::Service { name }) => Key::Service(name.clone()),
+        Some(Caller::User { user_id, .. }) if !is_public => CallerKey::User(*user_id),
+        Some(Caller::Service { name }) => CallerKey::Service(name.clone()),
         Some(Caller::User { .. } | Caller::Anonymous) | None => address(),
     }
 }

@@ -7,16 +7,16 @@ use uuid::Uuid;
 
 /// The key that calls are counted by.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(crate) enum Key {
+pub(crate) enum CallerKey {
     User(Uuid),
     Service(String),
-    Peer(IpAddr),
+    Address(IpAddr),
     /// All callers without an entry of their own.
     Others,
 }
 
-impl Key {
+impl CallerKey {
     pub(crate) fn of_address(address: IpAddr) -> Self {
-        Self::Peer(client_network(address))
+        Self::Address(client_network(address))
     }
 }

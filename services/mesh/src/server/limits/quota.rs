@@ -5,7 +5,7 @@ use std::time::Duration;
 use kernel::limiter::{Limiter, Rate};
 use tokio::time::Instant;
 
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 
 /// Tracked callers, per method.
 pub(crate) const MAX_CALLERS: usize = 10_000;
@@ -27,7 +27,7 @@ impl Quota {
 
 /// Callers that have the same quota. Their number is bounded: when all are active, new ones share a quota.
 #[derive(Debug)]
-pub(crate) struct Callers(Limiter<Key, std::time::Instant>);
+pub(crate) struct Callers(Limiter<CallerKey, std::time::Instant>);
 
 impl Callers {
     pub(crate) fn new(quota: Quota, max_callers: usize) -> Self {
@@ -35,14 +35,14 @@ impl Callers {
     }
 
     /// Counts a call, or returns the time that the caller has to wait.
-    pub(crate) fn count(&mut self, key: Key, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn count(&mut self, key: CallerKey, now: Instant) -> Result<(), Duration> {
         let now = now.into_std();
-        let key = if self.0.has_room(&key, now) { key } else { Key::Others };
+        let key = if self.0.has_room(&key, now) { key } else { CallerKey::Others };
         self.0.take(key, now)
     }
 
     /// The time that a caller has to wait, when its next call would exceed its quota.
-    pub(crate) fn over(&self, key: &Key, now: Instant) -> Option<Duration> {
+    pub(crate) fn over(&self, key: &CallerKey, now: Instant) -> Option<Duration> {
         self.0.wait(key, now.into_std())
     }
 }

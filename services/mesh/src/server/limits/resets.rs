@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::call_state;
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::quota::{Callers, MAX_CALLERS, Quota};
 
 /// More than well-behaved clients cancel: a burst, and a hundred a second. Each costs at most what a call costs.
@@ -36,7 +36,7 @@ impl Resets {
         Self { callers, is_any_over: AtomicBool::new(false) }
     }
 
-    fn count(&self, caller: Key, now: Instant) {
+    fn count(&self, caller: CallerKey, now: Instant) {
         let (callers, over_until) = &mut *self.callers.lock();
         // Counted even when over the quota.
         let _ = callers.count(caller.clone(), now);
@@ -86,7 +86,7 @@ impl ConnectionResets {
     }
 
     /// Counts a call that was reset before it was answered.
-    pub(crate) fn count(&self, caller: Option<Key>) {
+    pub(crate) fn count(&self, caller: Option<CallerKey>) {
         let now = Instant::now();
         if let Some(caller) = caller {
             self.of_server.count(caller, now);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::call::wire::Request;
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 
 /// A limit that callers share fairly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,13 +32,13 @@ const RESOURCES: usize = 5;
 /// One caller's counters. They change only under the lock of their resource's `Shares`.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    key: Key,
+    key: CallerKey,
     held: [AtomicUsize; RESOURCES],
     table: Arc<UsageTable>,
 }
 
 impl Usage {
-    pub(crate) fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &CallerKey {
         &self.key
     }
 
@@ -72,11 +72,11 @@ impl Drop for Usage {
 /// The counters of all callers that have a connection or hold something.
 #[derive(Debug, Default)]
 pub(crate) struct UsageTable {
-    by_key: Mutex<HashMap<Key, Weak<Usage>>>,
+    by_key: Mutex<HashMap<CallerKey, Weak<Usage>>>,
 }
 
 impl UsageTable {
-    pub(crate) fn of(self: &Arc<Self>, key: &Key) -> Arc<Usage> {
+    pub(crate) fn of(self: &Arc<Self>, key: &CallerKey) -> Arc<Usage> {
         let mut by_key = self.by_key.lock();
         if let Some(usage) = by_key.get(key).and_then(Weak::upgrade) {
             return usage;
@@ -109,7 +109,7 @@ impl Holder {
     }
 
     /// The account if there is one, else the address.
-    pub(crate) fn narrowest(&self) -> Option<Key> {
+    pub(crate) fn narrowest(&self) -> Option<CallerKey> {
         self.usages().next().map(|usage| usage.key().clone())
     }
 
@@ -134,7 +134,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// The caller is a user at this address.
     pub(crate) fn set_user(&mut self, user_id: Uuid) {
-        let user = self.callers.users.of(&self.callers.table, Key::User(user_id));
+        let user = self.callers.users.of(&self.callers.table, CallerKey::User(user_id));
         let [address, _] = std::mem::take(&mut self.holder.0);
         self.holder = Holder::user(user, address);
     }
@@ -160,7 +160,7 @@ impl ConnectionCallers {
 
     /// The peer of a call from this address.
     pub(crate) fn peer(self: &Arc<Self>, address: SocketAddr) -> Peer {
-        let usage = self.addresses.of(&self.table, Key::of_address(address.ip()));
+        let usage = self.addresses.of(&self.table, CallerKey::of_address(address.ip()));
         Peer { address, holder: Holder::address(usage), callers: self.clone() }
     }
 }
@@ -170,7 +170,7 @@ impl ConnectionCallers {
 struct LastUsage(Mutex<Option<Arc<Usage>>>);
 
 impl LastUsage {
-    fn of(&self, table: &Arc<UsageTable>, key: Key) -> Arc<Usage> {
+    fn of(&self, table: &Arc<UsageTable>, key: CallerKey) -> Arc<Usage> {
         let mut last = self.0.lock();
         if let Some(usage) = last.as_ref().filter(|usage| usage.key == key) {
             return usage.clone();

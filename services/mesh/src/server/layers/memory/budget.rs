@@ -1,4 +1,4 @@
-//! A call's holdings of the byte budget that all calls share ([`Shares`]).
+//! A call's part of the byte budget that all calls share ([`Shares`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -16,6 +16,6 @@ fn public_methods_count_by_address_and_others_by_account() {
     let mut request = Request::new(tonic::body::Body::empty());
     request.extensions_mut().insert(ConnectionCallers::new(Arc::new(UsageTable::default())).peer(address));
     request.extensions_mut().insert(user);
-    assert_eq!(key_of(&request, true), Key::Peer(address.ip()));
-    assert_eq!(key_of(&request, false), Key::User(Uuid::from_u128(7)));
+    assert_eq!(key_of(&request, true), CallerKey::Address(address.ip()));
+    assert_eq!(key_of(&request, false), CallerKey::User(Uuid::from_u128(7)));
 }

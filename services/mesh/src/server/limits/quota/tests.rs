@@ -3,8 +3,8 @@ use uuid::Uuid;
 
 const QUOTA: Quota = Quota { calls: 3, per: Duration::from_secs(3) };
 
-fn user(number: u128) -> Key {
-    Key::User(Uuid::from_u128(number))
+fn user(number: u128) -> CallerKey {
+    CallerKey::User(Uuid::from_u128(number))
 }
 
 #[test]

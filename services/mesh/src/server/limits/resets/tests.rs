@@ -2,11 +2,11 @@ use super::*;
 use crate::server::call_state::CallState;
 use uuid::Uuid;
 
-fn user(number: u128) -> Option<Key> {
-    Some(Key::User(Uuid::from_u128(number)))
+fn user(number: u128) -> Option<CallerKey> {
+    Some(CallerKey::User(Uuid::from_u128(number)))
 }
 
-fn over(resets: &Resets, caller: Option<Key>) -> Option<Duration> {
+fn over(resets: &Resets, caller: Option<CallerKey>) -> Option<Duration> {
     CallState { caller, ..CallState::default() }.around(|| resets.over()).0
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::usage::UsageTable;
 use uuid::Uuid;
 
@@ -15,12 +15,12 @@ impl World {
     }
 
     fn address(&self, last: u8) -> Holder {
-        Holder::address(self.table.of(&Key::Peer([192, 0, 2, last].into())))
+        Holder::address(self.table.of(&CallerKey::Address([192, 0, 2, last].into())))
     }
 
     fn user(&self, number: u128, at: u8) -> Holder {
-        let address = self.table.of(&Key::Peer([192, 0, 2, at].into()));
-        Holder::user(self.table.of(&Key::User(Uuid::from_u128(number))), Some(address))
+        let address = self.table.of(&CallerKey::Address([192, 0, 2, at].into()));
+        Holder::user(self.table.of(&CallerKey::User(Uuid::from_u128(number))), Some(address))
     }
 
     fn take(&self, holder: Holder) -> Result<Share, Full> {

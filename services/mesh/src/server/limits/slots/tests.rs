@@ -1,7 +1,7 @@
 use super::*;
 
-fn address(last: u8) -> Option<Key> {
-    Some(Key::Peer([192, 0, 2, last].into()))
+fn address(last: u8) -> Option<CallerKey> {
+    Some(CallerKey::Address([192, 0, 2, last].into()))
 }
 
 fn is_evicted(slot: &Slot) -> bool {
@@ -30,8 +30,8 @@ async fn the_idlest_slot_of_the_largest_holder_is_evicted_for_a_new_caller() {
     many[0].begin_use();
     many[2].begin_use();
     many[2].end_use();
-    let arrival = slots.take(address(3)).expect("a slot");
-    assert_eq!((evicted_of(&few), evicted_of(&many), is_evicted(&arrival)), (vec![], vec![1], false));
+    let new = slots.take(address(3)).expect("a slot");
+    assert_eq!((evicted_of(&few), evicted_of(&many), is_evicted(&new)), (vec![], vec![1], false));
     assert_eq!(slots.used(), 7, "until the evicted one is released");
     drop(many);
     assert_eq!(slots.used(), 3);
@@ -42,7 +42,7 @@ async fn when_all_slots_are_in_use_one_is_evicted_for_a_caller_with_fewer() {
     let slots = Slots::new(4);
     let many = take_in_turn(&slots, 1, 4).await;
     many.iter().for_each(Slot::begin_use);
-    let _arrival = slots.take(address(2)).expect("a slot");
+    let _new = slots.take(address(2)).expect("a slot");
     assert_eq!(evicted_of(&many), [0]);
 }
 
@@ -75,27 +75,27 @@ async fn between_callers_with_one_slot_each_only_an_idle_slot_is_evicted() {
 async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
     let slots = Slots::new(3);
     let anonymous_clients = take_in_turn(&slots, 1, 2).await;
-    let peer = slots.take(address(1)).expect("a slot");
-    peer.never_evict();
+    let service = slots.take(address(1)).expect("a slot");
+    service.never_evict();
     let _second = slots.take(None).expect("an evicted slot");
     let _third = slots.take(None).expect("an evicted slot");
-    assert_eq!((evicted_of(&anonymous_clients), is_evicted(&peer)), (vec![0, 1], false));
+    assert_eq!((evicted_of(&anonymous_clients), is_evicted(&service)), (vec![0, 1], false));
     drop(anonymous_clients);
     assert!(slots.take(address(1)).is_none(), "none that may be evicted is left");
-    assert!(slots.all().by_key.is_empty());
+    assert!(slots.table().held_by_caller.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn evictions_exceed_the_limit_by_a_bounded_number() {
     let slots = Slots::new(100);
     let many = take_in_turn(&slots, 1, 100).await;
-    let arrivals: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
+    let new_slots: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
     assert_eq!(
-        (arrivals.len(), evicted_of(&many).len(), slots.used()),
+        (new_slots.len(), evicted_of(&many).len(), slots.used()),
         (MAX_EVICTING, MAX_EVICTING, 100 + MAX_EVICTING)
     );
-    let peers: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
-    assert_eq!(peers.len(), MAX_EVICTING, "mesh services still get some");
+    let services: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
+    assert_eq!(services.len(), MAX_EVICTING, "mesh services still get some");
     drop(many);
     assert_eq!(slots.used(), 2 * MAX_EVICTING);
 }

@@ -12,7 +12,10 @@ fn callers_are_the_same_on_every_connection_and_are_removed_with_their_last_refe
     first.set_user(Uuid::from_u128(7));
     second.set_user(Uuid::from_u128(7));
     assert!(first.holder.usages().zip(second.holder.usages()).all(|(first, second)| std::ptr::eq(first, second)));
-    assert_eq!((first.holder.narrowest(), first.holder.usages().count()), (Some(Key::User(Uuid::from_u128(7))), 2));
+    assert_eq!(
+        (first.holder.narrowest(), first.holder.usages().count()),
+        (Some(CallerKey::User(Uuid::from_u128(7))), 2)
+    );
     assert_eq!(table.by_key.lock().len(), 2);
     first.set_platform();
     assert!(first.holder.is_mesh_service() && !second.holder.is_mesh_service());
@@ -29,5 +32,5 @@ fn behind_a_proxy_only_the_last_caller_of_a_connection_is_kept() {
     for last in 1..=9 {
         connection.peer(address(last));
     }
-    assert_eq!(table.by_key.lock().keys().cloned().collect::<Vec<_>>(), [Key::of_address(address(9).ip())]);
+    assert_eq!(table.by_key.lock().keys().cloned().collect::<Vec<_>>(), [CallerKey::of_address(address(9).ip())]);
 }

@@ -6,7 +6,7 @@ use contracts::user::v1 as proto;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 
-use crate::world::{PASSWORD, World, as_person, rejection};
+use crate::world::{PASSWORD, World, as_user, rejection};
 
 const OTHER: &str = "192.0.2.1";
 const REGULAR: &str = "198.51.100.7";
@@ -17,7 +17,7 @@ async fn login(world: &World, from: &str, email: &str) -> Result<(), Status> {
     world.client().login(request).await.map(|_| ())
 }
 
-/// Log-ins to invented accounts, always more than the queue and the slots hold; returns once the queue has been full.
+/// Log-ins to invented accounts, always more than the queue and the permits hold; returns once the queue has been full.
 async fn burst(world: &World) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (full, mut was_full) = tokio::sync::mpsc::channel(1);
@@ -78,7 +78,7 @@ async fn password_changes_have_the_log_in_quota_per_customer() {
     let session = world.ada_logs_in().await;
     let change = async || {
         let request = proto::ChangePasswordRequest { current_password: PASSWORD.into(), new_password: PASSWORD.into() };
-        world.client().change_password(as_person(&session, request)).await.map(|_| ())
+        world.client().change_password(as_user(&session, request)).await.map(|_| ())
     };
     assert!([change().await, change().await].iter().all(Result::is_ok), "a limit separate from that of Login");
     assert_eq!(rejection(change().await).code, Code::ResourceExhausted);

@@ -1,5 +1,5 @@
-//! The calls of a connection, as hyper delivers them: what is not gRPC is rejected, the rest goes to the stack. Counts
-//! open calls, and decides how a call ends: answered after its request's end, or reset.
+//! The service that hyper calls for each request of a connection: what is not gRPC is rejected, the rest goes to the
+//! stack. Counts open calls, and decides how a call ends: answered after its request's end, or reset.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ use crate::body::incoming::incoming_request;
 use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::PeerService;
 use crate::server::call_state::{CallState, after_request};
-use crate::server::limits::caller_key::Key;
+use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::resets::ConnectionResets;
 use crate::server::limits::slots::Slot;
 use crate::server::limits::usage::ConnectionCallers;
@@ -26,8 +26,8 @@ use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::write_timeout::WatchedBody;
 
-/// Serves the calls of one connection.
-pub(crate) type Calls = Box<dyn FnMut(Request) -> ServerFuture + Send>;
+/// One connection's instance of the server's stack.
+pub(crate) type Stack = Box<dyn FnMut(Request) -> ServerFuture + Send>;
 
 /// The activity of a connection.
 pub(crate) struct Activity {
@@ -60,7 +60,7 @@ impl Activity {
         self.admitted.load(Ordering::Acquire)
     }
 
-    fn call(self: &Arc<Self>) -> OpenCall {
+    fn open_call(self: &Arc<Self>) -> OpenCall {
         OpenCall { activity: self.clone(), is_infrastructure: false, is_admitted: false }
     }
 }
@@ -97,27 +97,29 @@ impl Drop for OpenCall {
     }
 }
 
-pub(crate) struct PerConnection {
+/// hyper's service of one connection.
+pub(crate) struct ConnectionService {
     /// hyper delivers calls one after the other, never reentrantly.
-    pub(crate) calls: RefCell<Calls>,
+    pub(crate) stack: RefCell<Stack>,
     pub(crate) peer: SocketAddr,
     pub(crate) callers: Arc<ConnectionCallers>,
     /// Set when the peer is a trusted proxy.
     pub(crate) proxies: Option<Proxies>,
-    pub(crate) service: Option<PeerService>,
+    /// The mesh service that the client certificate names.
+    pub(crate) peer_service: Option<PeerService>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) rejections: Arc<Rejections>,
 }
 
-impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
+impl hyper::service::Service<http::Request<Incoming>> for ConnectionService {
     type Response = http::Response<WatchedBody<Option<OpenCall>>>;
     type Error = Infallible;
     type Future = Responding;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let mut open = self.activity.call();
+        let mut open = self.activity.open_call();
         let forwarded = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
-        let caller = forwarded.map(|address| Key::of_address(address.ip()));
+        let caller = forwarded.map(|address| CallerKey::of_address(address.ip()));
         let (work, state) = CallState { caller, ..CallState::default() }.around(|| {
             // The body fails when the caller resets the stream or disconnects: either way the call is cancelled.
             let mut request = request.map(incoming_request);
@@ -126,10 +128,10 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
                 return Box::pin(std::future::ready(Ok(rejection))) as ServerFuture;
             }
             request.extensions_mut().insert(self.callers.peer(forwarded.unwrap_or(self.peer)));
-            if let Some(service) = &self.service {
+            if let Some(service) = &self.peer_service {
                 request.extensions_mut().insert(service.clone());
             }
-            (self.calls.borrow_mut())(request)
+            (self.stack.borrow_mut())(request)
         });
         open.apply(&state);
         Responding { open: Some(open), work, state }

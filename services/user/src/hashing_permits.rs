@@ -1,12 +1,12 @@
-//! Slots for hashing passwords: one per processor, with a bounded queue. Slots and queue are shared fairly by client
+//! Permits for hashing passwords: one per processor, with a bounded queue. Permits and queue are shared fairly by client
 //! address, and within an address by account.
 //!
-//! A free slot goes to the address with the fewest slots, and among those to the one served least recently; the
+//! A free permit goes to the address with the fewest permits, and among those to the one served least recently; the
 //! accounts of an address are served in the same way. So a single call is next, however many calls of another address
 //! wait. When the queue is full, the newest call of the account with the most waiting, in the address with the most
 //! waiting, is evicted: a burst displaces only its own calls.
 //!
-//! Each instance has its own slots. Callers behind an untrusted proxy share the proxy's address, and are separated by
+//! Each instance has its own permits. Callers behind an untrusted proxy share the proxy's address, and are separated by
 //! account only.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use opentelemetry::metrics::Counter;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-/// The fair share that a slot is counted in.
+/// The fair share that a permit is counted in.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Share {
     network: IpAddr,
@@ -52,9 +52,9 @@ enum Cause {
     Displaced,
 }
 
-/// The slots. Clones share them.
+/// The permits. Clones share them.
 #[derive(Clone, Debug)]
-pub(crate) struct Slots(Arc<Inner>);
+pub(crate) struct HashingPermits(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -80,36 +80,36 @@ struct Waiter {
     granted: oneshot::Sender<Result<(), QueueFull>>,
 }
 
-/// What an address or an account uses. Entries without slots and waiting calls are removed.
+/// What an address or an account uses. Entries without permits and waiting calls are removed.
 #[derive(Clone, Copy, Default, Debug)]
 struct Usage {
     held: usize,
     waiting: usize,
-    /// When it last got a slot, or arrived.
+    /// When it last got a permit, or arrived.
     last_served: u64,
 }
 
-impl Slots {
-    pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
+impl HashingPermits {
+    pub(crate) fn new(permits: usize, max_waiting: usize) -> Self {
         let rejected = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.passwords.refused")
             .with_description("Passwords rejected because too many are waiting to be hashed, by cause")
             .build();
         let state =
-            State { free: slots, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
+            State { free: permits, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
         Self(Arc::new(Inner { max_waiting, state: Mutex::new(state), rejected }))
     }
 
-    /// Waits for a slot.
-    pub(crate) async fn take(&self, share: Share) -> Result<Slot, QueueFull> {
+    /// Waits for a permit.
+    pub(crate) async fn take(&self, share: Share) -> Result<HashingPermit, QueueFull> {
         let mut waiting = match self.enter(share)? {
-            Entered::Slot(slot) => return Ok(slot),
-            Entered::Queue(waiting) => waiting,
+            Entered::Granted(permit) => return Ok(permit),
+            Entered::Queued(waiting) => waiting,
         };
         // The sender is dropped together with the waiter, and only after it has sent.
         (&mut waiting.granted).await.unwrap_or(Err(QueueFull))?;
         waiting.is_settled = true;
-        Ok(Slot { slots: self.clone(), share: waiting.share.clone() })
+        Ok(HashingPermit { permits: self.clone(), share: waiting.share.clone() })
     }
 
     fn enter(&self, share: Share) -> Result<Entered, QueueFull> {
@@ -118,7 +118,7 @@ impl Slots {
         if state.free > 0 {
             state.free -= 1;
             state.change(&share, |usage| (usage.held, usage.last_served) = (usage.held + 1, number));
-            return Ok(Entered::Slot(Slot { slots: self.clone(), share }));
+            return Ok(Entered::Granted(HashingPermit { permits: self.clone(), share }));
         }
         let (sender, granted) = oneshot::channel();
         state.change(&share, |usage| {
@@ -139,7 +139,7 @@ impl Slots {
                 return Err(QueueFull);
             }
         }
-        Ok(Entered::Queue(Waiting { slots: self.clone(), number, share, granted, is_settled: false }))
+        Ok(Entered::Queued(Waiting { permits: self.clone(), number, share, granted, is_settled: false }))
     }
 
     fn release(&self, share: &Share) {
@@ -210,7 +210,7 @@ impl State {
     }
 
     fn release(&mut self, share: &Share) {
-        // The next is chosen while the slot still counts: a returned slot does not go back to its own share while
+        // The next is chosen while the permit still counts: a returned permit does not go back to its own share while
         // others wait.
         let next = self.next().map(|index| self.remove(index));
         self.change(share, |usage| usage.held -= 1);
@@ -220,19 +220,19 @@ impl State {
         };
         let now = self.tick();
         self.change(&share, |usage| (usage.held, usage.last_served) = (usage.held + 1, now));
-        // If the receiver is gone, it has left the queue or returns the slot: see `Waiting`.
+        // If the receiver is gone, it has left the queue or returns the permit: see `Waiting`.
         let _ = granted.send(Ok(()));
     }
 }
 
 enum Entered {
-    Slot(Slot),
-    Queue(Waiting),
+    Granted(HashingPermit),
+    Queued(Waiting),
 }
 
 /// A waiting call; leaves the queue when it is dropped.
 struct Waiting {
-    slots: Slots,
+    permits: HashingPermits,
     number: u64,
     share: Share,
     granted: oneshot::Receiver<Result<(), QueueFull>>,
@@ -244,7 +244,7 @@ impl Drop for Waiting {
         if self.is_settled {
             return;
         }
-        let mut state = self.slots.0.state();
+        let mut state = self.permits.0.state();
         if let Some(index) = state.waiting.iter().position(|waiter| waiter.number == self.number) {
             state.remove(index);
         } else if let Ok(Ok(())) = self.granted.try_recv() {
@@ -253,16 +253,16 @@ impl Drop for Waiting {
     }
 }
 
-/// A slot, held until it is dropped.
+/// A permit, held until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    slots: Slots,
+pub(crate) struct HashingPermit {
+    permits: HashingPermits,
     share: Share,
 }
 
-impl Drop for Slot {
+impl Drop for HashingPermit {
     fn drop(&mut self) {
-        self.slots.release(&self.share);
+        self.permits.release(&self.share);
     }
 }
 
