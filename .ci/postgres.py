@@ -1,6 +1,7 @@
 """A real PostgreSQL: every service on its own database; a database outage; chaos."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,8 +24,9 @@ def postgres_programs():
 class Postgres:
     """A separate server in a temporary folder. It does not run as root, so there it runs as `postgres`."""
 
-    def __init__(self, programs):
+    def __init__(self, programs, settings=None):
         self.programs = programs
+        self.settings = settings or {}
         self.folder = Path(tempfile.mkdtemp(prefix="ordermesh-postgres-"))
         self.user = "postgres" if os.geteuid() == 0 else None
         self.port = free_ports(1)[0]
@@ -45,7 +47,7 @@ class Postgres:
         return {"user": self.user, "cwd": self.folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
 
     def start(self):
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "max_connections": 200}
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "max_connections": 200, **self.settings}
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         self.process = subprocess.Popen(
             [self.programs / "postgres", "-D", self.folder / "data", *flags], stdin=subprocess.DEVNULL, stdout=self.log,
@@ -134,11 +136,30 @@ def chaos():
     return skip_reason() or chaos_on("--postgres", "--duration", "40s")
 
 
+# Every plan is logged.
+EXPLAIN = {"shared_preload_libraries": "auto_explain", "auto_explain.log_min_duration": "0"}
+
+
+def check_plans(server):
+    """The statements of batches use indexes, although their tables were empty when they were planned; returns how many there are."""
+    logged = re.split(r"\n(?=\d{4}-\d\d-\d\d )", (server.folder / "log").read_text(encoding="utf-8"))
+    plans = [entry.split("Query Text: ", 1)[1] for entry in logged if "Query Text: " in entry]
+    scanning = [plan for plan in plans if "Seq Scan" in plan]
+    check(scanning, "other statements scan: the check can see it")
+    batched = [plan for plan in plans if plan.startswith("WITH v (")]
+    # The deletion from the outbox is planned for its rows each time.
+    wrong = [plan for plan in batched if "Seq Scan" in plan and "DELETE FROM outbox" not in plan]
+    check(not wrong, f"a batch scans a table: {wrong[:1]}")
+    statements = {plan.splitlines()[0] for plan in batched}
+    check(len(statements) >= 10, f"few statements of batches: {statements}")
+    return len(statements)
+
+
 def on_postgres():
-    """A successful order and a declined one, each service on its own PostgreSQL database."""
+    """A successful order and a declined one, each service on its own PostgreSQL database; the plans of batches."""
     if why := skip_reason():
         return why
-    with Postgres(postgres_programs()) as server:
+    with Postgres(postgres_programs(), EXPLAIN) as server:
         flags = []
         stores = []
         for service in ("user", "order", "payment", "data", "gateway"):
@@ -159,5 +180,5 @@ def on_postgres():
             check_verify(system, *stores)
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
-        version = server.sql("SHOW server_version")
-    return f"PostgreSQL {version}: a successful order and a declined one"
+        version, statements = server.sql("SHOW server_version"), check_plans(server)
+    return f"PostgreSQL {version}: a successful order and a declined one; {statements} statements of batches use indexes"
