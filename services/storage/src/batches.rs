@@ -10,9 +10,11 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use tokio::sync::{mpsc, oneshot};
@@ -126,7 +128,7 @@ impl<S: Batched> Batcher<S> {
     pub fn start(db: Database, kind: S) -> Self {
         let (queue, commands) = mpsc::channel(MAX_QUEUED);
         let worker = Arc::new(Worker { db, kind: Arc::new(kind), metrics: BatchMetrics::new(S::NAME) });
-        tokio::spawn(worker.run(commands));
+        tokio::spawn(worker.run_despite_panics(commands));
         Self { queue }
     }
 
@@ -152,7 +154,15 @@ struct Worker<S> {
 }
 
 impl<S: Batched> Worker<S> {
-    async fn run(self: Arc<Self>, mut commands: mpsc::Receiver<Queued<S>>) {
+    /// Until the last [`Batcher`] is dropped. A panic ends the commands that have been taken from the queue, with an error,
+    /// and not the service.
+    async fn run_despite_panics(self: Arc<Self>, mut commands: mpsc::Receiver<Queued<S>>) {
+        while AssertUnwindSafe(self.run(&mut commands)).catch_unwind().await.is_err() {
+            tracing::error!(target: "ordermesh", "a batcher of {} panicked", S::NAME);
+        }
+    }
+
+    async fn run(self: &Arc<Self>, commands: &mut mpsc::Receiver<Queued<S>>) {
         let mut waiting = VecDeque::new();
         loop {
             if waiting.is_empty() {

@@ -46,6 +46,8 @@ impl storage::Failure for Rejected {
 /// The database's own constraint rejects it a second time.
 const TWICE: i64 = 1_000;
 const PANICS: i64 = 2_000;
+/// Panics in the batcher itself.
+const KEYLESS: i64 = 4_000;
 /// Is not performed with others.
 const ALONE: i64 = 3_000;
 
@@ -58,6 +60,7 @@ impl Batched for Insert {
     const NAME: &'static str = "insert";
 
     fn key(n: &i64) -> i64 {
+        assert!(*n != KEYLESS, "on purpose");
         *n
     }
 
@@ -186,6 +189,15 @@ async fn a_command_that_fails_changes_nothing_for_the_others() {
         }
         let expected = (10_000..10_020).chain(20_000..20_020).filter(|n| ![10_009, 20_009].contains(n));
         assert_eq!(fixture.numbers().await, std::iter::once(TWICE).chain(expected).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_batcher_ends_the_queued_commands_and_not_the_batcher() {
+    for fixture in fixtures().await {
+        let results = fixture.commit(&[1, KEYLESS, 2]).await;
+        assert!(matches!(&results[1], Err(Rejected::Storage(error)) if error == "Closed"), "{results:?}");
+        assert_eq!(fixture.commit(&[3]).await, [Ok(3)]);
     }
 }
 
