@@ -64,7 +64,7 @@ pub struct Effects {
 
 /// Drives an order whose lease this instance holds, in a task of its own.
 pub(crate) fn start(driver: &Driver, driven: Driven) {
-    driver.work().subscriptions.notify(driven.order.id, driven.order.version);
+    driver.work().subscriptions.committed(driven.order.id, driven.order.version);
     driver.start(driven);
 }
 
@@ -126,7 +126,7 @@ impl Effects {
         };
         match self.perform(&order, effect, link, context).await? {
             Performed::Recorded(Advance::Done(after)) => {
-                self.subscriptions.notify(after.id, after.version);
+                self.subscriptions.committed(after.id, after.version);
                 if is_final(after.state) {
                     let took = self.clock.now().since(after.create_time).as_secs_f64();
                     DURATION.record(took, &[KeyValue::new("state", after.state.name())]);

@@ -1,5 +1,5 @@
-//! Subscriptions to an order's next transition. This instance's commits notify them directly; one query per instance
-//! and interval finds the transitions committed by other instances.
+//! Subscriptions to an order's next transition. This instance's commits notify them directly; one query finds the
+//! transitions of all watched orders after another instance has announced a commit, or after an interval.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,20 +8,26 @@ use std::time::Duration;
 
 use kernel::{OrderId, UserId};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use storage::{Announcer, Changes};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::order::Scope;
 use crate::store::Store;
 
-/// The interval between reads of the watched orders' versions.
-const INTERVAL: Duration = Duration::from_millis(250);
+/// The most time between reads of the watched orders' versions: an announcement may be lost.
+const MAX_INTERVAL: Duration = Duration::from_millis(250);
+/// The least time between them.
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The subscriptions of this instance. Clones share them.
 #[derive(Clone)]
 pub struct Subscriptions {
     orders: Arc<Mutex<HashMap<OrderId, watch::Sender<i64>>>>,
+    /// Notified of each new subscription.
+    subscribed: Arc<Notify>,
+    announcer: Announcer,
     max_per_customer: usize,
     /// The number of streams per customer.
     customers: Arc<Mutex<HashMap<UserId, usize>>>,
@@ -70,9 +76,15 @@ impl Subscription {
 
 impl Subscriptions {
     /// Without subscriptions; each customer may have `max_per_customer` streams. (The total number of streams is
-    /// limited by the mesh.)
-    pub fn new(max_per_customer: usize) -> Self {
-        Self { orders: Arc::default(), max_per_customer, customers: Arc::default() }
+    /// limited by the mesh.) `announcer` announces this instance's transitions to the others.
+    pub fn new(max_per_customer: usize, announcer: Announcer) -> Self {
+        Self {
+            orders: Arc::default(),
+            subscribed: Arc::default(),
+            announcer,
+            max_per_customer,
+            customers: Arc::default(),
+        }
     }
 
     fn count(&self, customer: UserId) -> Result<CountedStream, Error> {
@@ -95,11 +107,17 @@ impl Subscriptions {
             Scope::All => None,
         };
         let version = self.orders.lock().entry(id).or_insert_with(|| watch::channel(0).0).subscribe();
+        self.subscribed.notify_one();
         Ok(Subscription { version, _counted: counted })
     }
 
-    /// Notifies an order's subscribers of a version.
-    pub fn notify(&self, id: OrderId, version: i64) {
+    /// Notifies an order's subscribers of a version that this instance has committed.
+    pub fn committed(&self, id: OrderId, version: i64) {
+        self.announcer.announce();
+        self.notify(id, version);
+    }
+
+    fn notify(&self, id: OrderId, version: i64) {
         if let Some(sender) = self.orders.lock().get(&id) {
             sender.send_if_modified(|known| {
                 let newer = version > *known;
@@ -109,14 +127,19 @@ impl Subscriptions {
         }
     }
 
-    /// Polls for transitions committed by other instances, until `shutdown`.
-    pub async fn poll(self, store: Store, shutdown: CancellationToken) {
-        while tokio::time::timeout(INTERVAL, shutdown.cancelled()).await.is_err() {
-            let watched: Vec<OrderId> = {
-                let mut orders = self.orders.lock();
-                orders.retain(|_, sender| sender.receiver_count() > 0);
-                orders.keys().copied().collect()
+    /// Reads the transitions committed by other instances, until `shutdown`.
+    pub async fn follow(self, store: Store, mut changes: Changes, shutdown: CancellationToken) {
+        loop {
+            let due = async {
+                if self.watched().is_empty() {
+                    self.subscribed.notified().await;
+                }
+                let _ = tokio::time::timeout(MAX_INTERVAL, changes.changed()).await;
             };
+            if shutdown.run_until_cancelled(due).await.is_none() {
+                return;
+            }
+            let watched = self.watched();
             if watched.is_empty() {
                 continue;
             }
@@ -126,6 +149,13 @@ impl Subscriptions {
                     tracing::debug!(target: "ordermesh", error = ?error, "reading the versions of watched orders failed")
                 }
             }
+            tokio::time::sleep(MIN_INTERVAL).await;
         }
+    }
+
+    fn watched(&self) -> Vec<OrderId> {
+        let mut orders = self.orders.lock();
+        orders.retain(|_, sender| sender.receiver_count() > 0);
+        orders.keys().copied().collect()
     }
 }

@@ -8,12 +8,14 @@
 //! - [`migrate`]: schema migrations, under a lock
 //! - [`transact`]: transactions that commit a change together with its events
 //! - [`batches`]: changes that are committed in batches; [`rows`]: many rows as one statement
+//! - [`changes`]: commits of other processes
 //! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
 //! - `url`: the URLs of SQLite files
 
 pub mod batches;
+pub mod changes;
 pub mod connect;
 pub mod connection;
 pub mod error;
@@ -30,6 +32,7 @@ pub mod transact;
 mod url;
 
 pub use batches::{Batched, Batcher};
+pub use changes::{Announcer, Changes};
 pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
 pub use leases::{Lease, Leases};

@@ -161,6 +161,11 @@ impl Pool {
         }
     }
 
+    /// For a connection outside the pool.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        self.pool.manager().options.clone()
+    }
+
     /// A connection outside the pool, for the probe.
     pub(crate) async fn connect_apart(&self) -> Result<PgConnection, sqlx::Error> {
         self.pool.manager().connect().await

@@ -197,7 +197,7 @@ impl Database {
         match &self.0.writer {
             Some(writer) => {
                 let queued = Queued { unit, db: self.clone(), since: Instant::now() };
-                writer.queue.send(queued).await.map_err(|_| Error::Closed)?;
+                writer.enqueue(queued).await?;
             }
             None => drop(tokio::spawn(run_alone(self.clone(), unit))),
         }

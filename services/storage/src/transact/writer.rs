@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use sea_orm::{DatabaseConnection, DatabaseTransaction, SqliteTransactionMode, TransactionOptions, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, Statement,
+    TransactionOptions, TransactionTrait,
+};
 use telemetry::TraceEvent;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Events, MAX_TRIES, Tx, Unit, commit, copy, pause};
 use crate::connect::Database;
@@ -26,10 +29,15 @@ pub(super) struct Queued {
     pub(super) since: Instant,
 }
 
+enum Job {
+    Unit(Queued),
+    DataVersion(oneshot::Sender<i64>),
+}
+
 /// SQLite's single writer.
 #[derive(Clone)]
 pub(crate) struct Writer {
-    pub(super) queue: mpsc::Sender<Queued>,
+    queue: mpsc::Sender<Job>,
     counts: Arc<Counts>,
 }
 
@@ -43,18 +51,47 @@ struct Counts {
 
 impl Writer {
     pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
-        let (queue, mut jobs) = mpsc::channel::<Queued>(MAX_QUEUE);
+        let (queue, mut jobs) = mpsc::channel(MAX_QUEUE);
         let counts = Arc::new(Counts::default());
         let counted = counts.clone();
         tokio::spawn(async move {
-            let mut group = Vec::with_capacity(MAX_GROUP);
-            while jobs.recv_many(&mut group, MAX_GROUP).await > 0 {
-                group.iter().for_each(|job| metrics.waited(job.since.elapsed()));
-                run_group(&pool, std::mem::take(&mut group), &counted).await;
-                counted.answered.fetch_add(1, Ordering::Relaxed);
+            let mut received = Vec::with_capacity(MAX_GROUP);
+            while jobs.recv_many(&mut received, MAX_GROUP).await > 0 {
+                let (mut group, mut questions) = (Vec::with_capacity(received.len()), Vec::new());
+                for job in received.drain(..) {
+                    match job {
+                        Job::Unit(queued) => group.push(queued),
+                        Job::DataVersion(reply) => questions.push(reply),
+                    }
+                }
+                if !group.is_empty() {
+                    group.iter().for_each(|queued| metrics.waited(queued.since.elapsed()));
+                    run_group(&pool, group, &counted).await;
+                    counted.answered.fetch_add(1, Ordering::Relaxed);
+                }
+                if !questions.is_empty()
+                    && let Some(version) = data_version(&pool).await
+                {
+                    for reply in questions {
+                        // A cancelled caller needs no reply.
+                        let _ = reply.send(version);
+                    }
+                }
             }
         });
         Self { queue, counts }
+    }
+
+    /// Waits for a slot in the queue.
+    pub(super) async fn enqueue(&self, queued: Queued) -> Result<(), Error> {
+        self.queue.send(Job::Unit(queued)).await.map_err(|_| Error::Closed)
+    }
+
+    /// A number that changes with the commits of other connections (SQLite's `PRAGMA data_version`).
+    pub(crate) async fn data_version(&self) -> Option<i64> {
+        let (reply, version) = oneshot::channel();
+        self.queue.send(Job::DataVersion(reply)).await.ok()?;
+        version.await.ok()
     }
 
     /// The numbers of groups answered and of units queued.
@@ -67,6 +104,11 @@ impl Writer {
     pub(crate) fn committed(&self) -> u64 {
         self.counts.committed.load(Ordering::Relaxed)
     }
+}
+
+async fn data_version(pool: &DatabaseConnection) -> Option<i64> {
+    let pragma = Statement::from_string(DbBackend::Sqlite, "PRAGMA data_version");
+    pool.query_one_raw(pragma).await.ok()??.try_get_by_index(0).ok()
 }
 
 async fn run_group(pool: &DatabaseConnection, mut group: Vec<Queued>, counts: &Counts) {
