@@ -22,6 +22,7 @@ use crate::ownership;
 use crate::postgres::Pool;
 use crate::probe::Probe;
 use crate::transact::{Writer, pause};
+use crate::turns::Turns;
 use crate::url::SqliteUrl;
 
 /// A statement that takes longer is logged.
@@ -117,7 +118,9 @@ impl Database {
         }
         let search_pool = if in_memory { pool.clone() } else { open(search_options(url, options)).await? };
         let metrics = Metrics::new(Backend::Sqlite);
-        let writer = Writer::start(write_pool, metrics.clone());
+        // Without it (in a folder that is not writable) SQLite's own lock is enough.
+        let turns = parsed.file.as_deref().and_then(|file| Turns::open(file).ok());
+        let writer = Writer::start(write_pool, turns, metrics.clone());
         let readers = [Readers::Sqlite(pool), Readers::Sqlite(search_pool)];
         Ok(Self::new(Backend::Sqlite, readers, None, Some(writer), metrics))
     }

@@ -12,6 +12,7 @@
 //! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
+//! - `turns`: processes that write one SQLite file take turns
 //! - `url`: the URLs of SQLite files
 
 pub mod batches;
@@ -29,6 +30,7 @@ mod postgres;
 pub mod probe;
 pub mod rows;
 pub mod transact;
+mod turns;
 mod url;
 
 pub use batches::{Batched, Batcher};

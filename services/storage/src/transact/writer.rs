@@ -17,6 +17,7 @@ use crate::connection::{Open, TxConnection};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbox;
+use crate::turns::Turns;
 
 /// The most units that are committed in one transaction.
 const MAX_GROUP: usize = 64;
@@ -50,7 +51,8 @@ struct Counts {
 }
 
 impl Writer {
-    pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
+    /// `turns`: shared with the other processes that write the same file.
+    pub(crate) fn start(pool: DatabaseConnection, turns: Option<Turns>, metrics: Metrics) -> Self {
         let (queue, mut jobs) = mpsc::channel(MAX_QUEUE);
         let counts = Arc::new(Counts::default());
         let counted = counts.clone();
@@ -66,7 +68,7 @@ impl Writer {
                 }
                 if !group.is_empty() {
                     group.iter().for_each(|queued| metrics.waited(queued.since.elapsed()));
-                    run_group(&pool, group, &counted).await;
+                    run_group(&pool, turns.as_ref(), group, &counted).await;
                     counted.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 if !questions.is_empty()
@@ -111,10 +113,16 @@ async fn data_version(pool: &DatabaseConnection) -> Option<i64> {
     pool.query_one_raw(pragma).await.ok()??.try_get_by_index(0).ok()
 }
 
-async fn run_group(pool: &DatabaseConnection, mut group: Vec<Queued>, counts: &Counts) {
+async fn run_group(pool: &DatabaseConnection, turns: Option<&Turns>, mut group: Vec<Queued>, counts: &Counts) {
     let Some(db) = group.first().map(|job| job.db.clone()) else { return };
     for attempt in 1..=MAX_TRIES {
-        match try_group(pool, &mut group).await {
+        let turn = match turns {
+            Some(turns) => turns.take().await,
+            None => None,
+        };
+        let tried = try_group(pool, &mut group).await;
+        drop(turn);
+        match tried {
             Ok((events, again)) => {
                 counts.committed.fetch_add(1, Ordering::Relaxed);
                 db.committed(&events);
