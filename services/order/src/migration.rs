@@ -89,4 +89,16 @@ pub const MIGRATIONS: &[Migration] = &[
         statements: &["CREATE INDEX orders_unpaid ON orders (user_id) WHERE state = 'CREATED'"],
         postgres: &[],
     },
+    Migration {
+        version: 3,
+        name: "index orders in rare states; vacuum large tables sooner",
+        // No order on its way to fulfilment is in it. Queries repeat the condition (`store::in_state`).
+        statements: &["CREATE INDEX orders_by_rare_state ON orders (state, order_id) \
+             WHERE state NOT IN ('CREATED', 'FULFILLMENT_STARTED')"],
+        // By default a fifth of the rows: of ten million, two million dead ones, which index scans would pass by.
+        postgres: &[
+            "ALTER TABLE orders SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+            "ALTER TABLE order_line SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+        ],
+    },
 ];

@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
+use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
 use storage::{Batcher, Database, Error, Leases};
 use telemetry::TraceParent;
@@ -54,6 +55,23 @@ pub struct Store {
 struct Batchers {
     create_orders: Batcher<create::CreateOrders>,
     advance_orders: Batcher<advance::AdvanceOrders>,
+}
+
+/// The condition that an order is in a state, in the words of the partial indexes: a parameter, or another condition with the
+/// same meaning, would not use them.
+fn in_state(state: State) -> String {
+    let name = state.name();
+    match state {
+        State::Created | State::FulfillmentStarted => format!("state = '{name}'"),
+        State::Paid
+        | State::Allocated
+        | State::PaymentFailed
+        | State::Cancelling
+        | State::Cancelled
+        | State::NeedsAttention => {
+            format!("(state = '{name}' AND state NOT IN ('CREATED', 'FULFILLMENT_STARTED'))")
+        }
+    }
 }
 
 /// The error for an invalid stored value.
@@ -175,7 +193,7 @@ impl Store {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
         }
         if let Some(state) = state {
-            find = find.filter(orders::Column::State.eq(state.name()));
+            find = find.filter(Expr::cust(in_state(state)));
         }
         if let Some(after) = after {
             find = find.filter(orders::Column::OrderId.lt(after.as_uuid()));
@@ -250,8 +268,11 @@ impl Store {
             count: i64,
             oldest: i64,
         }
-        let sql = "SELECT state, COUNT(*) AS count, MIN(create_time) AS oldest FROM orders \
-                   WHERE next_attempt_time IS NOT NULL OR state = 'NEEDS_ATTENTION' GROUP BY state";
+        let sql = format!(
+            "SELECT state, COUNT(*) AS count, MIN(create_time) AS oldest FROM orders \
+             WHERE next_attempt_time IS NOT NULL OR {} GROUP BY state",
+            in_state(State::NeedsAttention)
+        );
         let rows = Row::find_by_statement(self.statement(sql, [])).all(self.db.read()).await?;
         let driven = rows.iter().filter(|row| row.state != State::NeedsAttention.name());
         let oldest = driven.map(|row| row.oldest).min().map(Timestamp::from_micros);

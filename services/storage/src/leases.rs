@@ -230,9 +230,12 @@ impl Sql {
         // is still alive, only work is duplicated.
         let is_free = |longest: &str| format!("(lease_until <= {now} OR lease_until > {now} + {longest})");
         Self {
+            // The first and the last of the index. With EXISTS, PostgreSQL's generic plan scans the table: it assumes that
+            // a third of the rows are due, so that it would find one soon.
             look: format!(
-                "SELECT CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE next_attempt_time <= {now} AND {}) THEN 1 ELSE 0 END \
-                 AS due, CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE next_attempt_time > {now} + $3) THEN 1 ELSE 0 END AS beyond",
+                "SELECT CASE WHEN (SELECT 1 FROM {table} WHERE next_attempt_time <= {now} AND {} ORDER BY next_attempt_time \
+                 LIMIT 1) IS NULL THEN 0 ELSE 1 END AS due, CASE WHEN (SELECT MAX(next_attempt_time) FROM {table} \
+                 WHERE next_attempt_time IS NOT NULL) > {now} + $3 THEN 1 ELSE 0 END AS beyond",
                 is_free("$2")
             ),
             pull_in: format!(
