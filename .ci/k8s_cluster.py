@@ -64,7 +64,7 @@ class Cluster:
         alive = [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"]
         return sorted(alive, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
-    def rolled_out(self, *what, seconds=300):
+    def wait_for_rollout(self, *what, seconds=300):
         """Waits until the rollout of each of these is complete."""
         for each in what:
             self.kubectl("rollout", "status", each, f"--timeout={seconds}s", seconds=seconds + 10)
@@ -110,7 +110,7 @@ class Cluster:
         started = [pod for pod in found if pod["status"].get("phase") in ("Running", "Succeeded", "Failed")]
         return started[0]["metadata"]["name"] if started else None
 
-    def job_end(self, name, seconds):
+    def wait_for_job(self, name, seconds):
         """(whether it succeeded, its log), once it has ended."""
         def conditions():
             status = self.get("job", name)["status"]
@@ -146,7 +146,7 @@ class Kind(Cluster):
             run(["kind", "load", "docker-image", image, "--name", self.name], seconds=300, env=self.env)
 
 
-class Created(Cluster):
+class EphemeralCluster(Cluster):
     """A cluster that K8S_TOOLS creates, and removes at the end unless KEEP_CLUSTER is set."""
 
     def __enter__(self):
@@ -184,7 +184,7 @@ def is_available():
 
 
 def cluster():
-    return Kind(KIND) if KIND else Created()
+    return Kind(KIND) if KIND else EphemeralCluster()
 
 
 NO_CLUSTER = f"there is no kind cluster (KIND_CLUSTER), and the scripts that create one are not in {TOOLS} (K8S_TOOLS)"

@@ -86,7 +86,7 @@ def with_components(folder, components):
 
 
 def database_urls(texts):
-    """With CloudNativePG no container uses the Secret `database`, which does not exist; without it all do. `verify` reaches its database."""
+    """With CloudNativePG no container uses the Secret `database`, which does not exist; without it those of the services do. `verify` reaches its database."""
     wrong = []
     for name, text in texts.items():
         objects = [each for each in yaml.safe_load_all(text) if each]
@@ -112,7 +112,7 @@ def database_urls(texts):
     return [f"{len(texts)} variants: each takes its URLs from the one Secret that exists"]
 
 
-def one_family_alone(objects):
+def single_stack(objects):
     """Problems of objects that assume IPv4: they would fail on IPv6-only clusters, and ignore one family on dual-stack ones."""
     for each in objects:
         name = f"{each['kind']} {each['metadata']['name']}"
@@ -127,15 +127,15 @@ def one_family_alone(objects):
             yield f"{name} listens on 0.0.0.0"
 
 
-def families(texts):
+def dual_stack(texts):
     """Every variant supports IPv4 and IPv6."""
-    wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in one_family_alone([each for each in yaml.safe_load_all(text) if each])]
+    wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in single_stack([each for each in yaml.safe_load_all(text) if each])]
     check(not wrong, "\n".join(wrong))
     # Control case: each kind of problem is detected.
     block = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
     bad = [{"kind": "Service", "metadata": {"name": "a"}, "spec": {}}, {"kind": "NetworkPolicy", "metadata": {"name": "b"}, "spec": {"egress": [block]}},
            {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"ORDERMESH_LISTEN": "0.0.0.0:7000"}}]
-    check(len(list(one_family_alone(bad))) == 3, "objects for one family alone are detected")
+    check(len(list(single_stack(bad))) == 3, "objects for a single IP family are detected")
     return [f"{len(texts)} variants: Services, policies and listeners are for both families"]
 
 
@@ -177,7 +177,7 @@ def scores():
 def without_cluster():
     """All checks that need no API server."""
     texts = variants()
-    said = [*schemas(texts), *database_urls(texts), *families(texts), *scores()]
+    said = [*schemas(texts), *database_urls(texts), *dual_stack(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.check_control_cases()
     check(not problems, "\n".join(problems))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])

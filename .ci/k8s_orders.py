@@ -95,7 +95,7 @@ class Load:
         if kind:
             print("--- the load's log:", self.cluster.logs(self.cluster.job_pod(self.name), "--tail=30"), "---", sep="\n")
             return
-        succeeded, log = self.cluster.job_end(self.name, self.most_seconds + 90)
+        succeeded, log = self.cluster.wait_for_job(self.name, self.most_seconds + 90)
         self.report = Report(log)
         print(f"--- load, {self.what}:", *[line for line in log.splitlines() if line.strip()][-25:], "---", sep="\n")
         problems = self.report.failures()

@@ -121,7 +121,7 @@ def network_policies(cluster):
     manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
         labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "unknown"
-    succeeded, log = cluster.job_end(cluster.job(manifest, 60), 120)
+    succeeded, log = cluster.wait_for_job(cluster.job(manifest, 60), 120)
     check(not succeeded, f"a pod with unknown labels has no access:\n{log}")
     check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a pod with unknown labels gets a connection error:\n{log}")
     return [f"a pod with unknown labels reaches no service: {error_of(log)}"]
@@ -177,11 +177,11 @@ def rolling_update(cluster):
         for name in DEPLOYMENTS:
             start = time.monotonic()
             cluster.kubectl("rollout", "restart", f"deployment/{name}")
-            cluster.rolled_out(f"deployment/{name}")
+            cluster.wait_for_rollout(f"deployment/{name}")
             times.append(f"{name} {seconds_since(start)} s")
         start = time.monotonic()
         cluster.kubectl("rollout", "undo", "deployment/order")
-        cluster.rolled_out("deployment/order")
+        cluster.wait_for_rollout("deployment/order")
         times.append(f"order rolled back {seconds_since(start)} s")
         check_load_is_running(load)
     return [load.report.summary(), f"rolled out: {', '.join(times)}"]
@@ -243,6 +243,6 @@ def first_call(jaeger, instance):
 
 def verify(cluster):
     """Checks the promises after all other parts."""
-    succeeded, log = cluster.job_end(cluster.job(k8s_orders.job("verify"), 60), 180)
+    succeeded, log = cluster.wait_for_job(cluster.job(k8s_orders.job("verify"), 60), 180)
     check(succeeded and len(re.findall(r"\bkept\b", log)) == 4, f"verify is clean:\n{log}")
     return [line for line in log.splitlines() if "kept" in line]

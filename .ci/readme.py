@@ -1,6 +1,6 @@
 """Executes the documents verbatim: their blocks in one shell, in sequence, with a Jaeger.
 
-- A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
+- A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`, or it is the tests' own (`cargo test`), which are a part of CI.
 - `<!-- ci: background, until "text" -->` before a block: it is started in the background, until its output contains the text.
 - `<!-- ci: expect "text" -->` after a block: its output must contain the text.
 - The demo checks each row of the table of failures itself. Here its scenarios' events are compared with the tags of their traces in
@@ -41,27 +41,27 @@ class Block:
 
 def parse(document):
     """The blocks of a document, in sequence."""
-    found, lines, at, mark = [], (ROOT / document).read_text().splitlines(), 0, ""
+    found, lines, at, directive = [], (ROOT / document).read_text().splitlines(), 0, ""
     while at < len(lines):
         line = lines[at].strip()
         if line.startswith("```"):
             end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
             if line == "```sh":
-                until = re.match(r'ci: background, until "(.*)"$', mark)
-                check(not mark.startswith("ci: background") or until, f"{document} line {at}: a valid mark")
+                until = re.match(r'ci: background, until "(.*)"$', directive)
+                check(not directive.startswith("ci: background") or until, f"{document} line {at}: a valid directive")
                 found.append(Block(
-                    f"{document} line {at + 1}", "\n".join(lines[at + 1:end]), mark.startswith("no-ci:"), until.group(1) if until else None))
-            at, mark = end + 1, ""
+                    f"{document} line {at + 1}", "\n".join(lines[at + 1:end]), directive.startswith("no-ci:"), until.group(1) if until else None))
+            at, directive = end + 1, ""
             continue
         comment = re.fullmatch(r"<!-- (.*) -->", line)
         if comment:
-            mark = comment.group(1)
-            expected = re.match(r'ci: expect "(.*)"$', mark)
+            directive = comment.group(1)
+            expected = re.match(r'ci: expect "(.*)"$', directive)
             if expected:
                 check(found, f"{document} line {at + 1}: a block before the expectation")
                 found[-1].expected.append(expected.group(1))
         elif line:
-            mark = ""
+            directive = ""
         at += 1
     return found
 
@@ -131,7 +131,7 @@ def outcome(event):
 
 
 def check_scenario(scenario, dedicated, system, jaeger):
-    """The printed events are those that the tags in Jaeger describe; the store has the same ones, and each failed one has a log line."""
+    """The tags in Jaeger describe the printed events, and no other failed one; the store has the same ones, and each failed one has a log line."""
     def described():
         spans = jaeger.spans(scenario.trace)
         check(any(span.kind == "server" for span in spans), f"{scenario.name}: the call of trace {scenario.trace} is in Jaeger")
@@ -151,12 +151,12 @@ def check_scenario(scenario, dedicated, system, jaeger):
 
 def check_demo(output, shell, system, jaeger):
     """Every scenario that the demo has run."""
-    played = scenarios(output)
-    own = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"`--\w+\.[\w-]+ ", line)}
-    check(len(played) >= 60 and len(own) == 5, f"the demo runs every scenario: {len(played)}, and {own} on systems of their own")
-    for scenario in played:
-        check_scenario(scenario, scenario.name in own, system, jaeger)
-    return len(played)
+    executed = scenarios(output)
+    dedicated = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"`--\w+\.[\w-]+ ", line)}
+    check(len(executed) >= 60 and len(dedicated) == 5, f"the demo runs every scenario: {len(executed)}, and {dedicated} on systems of their own")
+    for scenario in executed:
+        check_scenario(scenario, scenario.name in dedicated, system, jaeger)
+    return len(executed)
 
 
 def start(block, shell_env, cwd):
@@ -208,7 +208,7 @@ def run_with(jaeger):
     check(not taken, f"the documents' ports are free: {taken} are in use")
     folder, cwd, env = working_folder()
     env |= jaeger.env()
-    shell, systems, played = Shell(cwd, env), [], 0
+    shell, systems, executed = Shell(cwd, env), [], 0
     try:
         for block in blocks:
             began = time.monotonic()
@@ -222,13 +222,13 @@ def run_with(jaeger):
                 check(status == 0, f"the block succeeds; {where}")
                 check(not missing, f"{missing} in the output; {where}")
                 if block.code.strip() == "cargo run --release -- demo":
-                    played += check_demo(output, shell, systems[0], jaeger)
+                    executed += check_demo(output, shell, systems[0], jaeger)
                 print(f"  {block.line}: {block.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
-        check(systems and played, "the documents start the system, and play the demo")
+        check(systems and executed, "the documents start the system, and play the demo")
         for system in systems:
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
-        return f"{len(blocks)} blocks, {played} scenarios of the demo"
+        return f"{len(blocks)} blocks, {executed} scenarios of the demo"
     except (Failed, CallError):
         for system in systems:
             print("--- the system's last lines:", *system.lines[-20:], "---", sep="\n")

@@ -9,7 +9,7 @@ from stack import Pipeline
 from system import CallError, Failed, System, check, eventually, new_trace, traceparent
 
 CREATE_ORDER = "order.v1.OrderService/CreateOrder"
-ORDERS, DECLINED_PERCENT, SHARE_PERCENT = 1000, 5, 10
+ORDERS, DECLINED_PERCENT, SAMPLED_PERCENT = 1000, 5, 10
 SLOW_S = 2  # collector.yaml's slow-orders
 SERVICES = {"user", "order", "payment", "data", "gateway"}
 
@@ -20,7 +20,7 @@ def is_slow(spans):
 
 def check_sampled_share():
     """Of 1,000 orders with 5 % declines the collector keeps every declined order's complete trace, and about 10 % of the rest."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SHARE_PERCENT) as pipeline:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SAMPLED_PERCENT) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
             mix = f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}"
             system.run("load", "--orders", str(ORDERS), "--mix", mix, "--customers", "8", "--no-verify")
@@ -29,15 +29,15 @@ def check_sampled_share():
             failed = {event["traceId"]: event["eventId"] for event in payments if event["status"] == "EVENT_STATUS_FAILED"}
             paid = {event["traceId"] for event in payments} - failed.keys()
             check(len(failed) + len(paid) == ORDERS + 1, f"each order's payment is an event: {len(failed)} failed, {len(paid)} paid")
-            # The order that `decided` places is declined too.
+            # The order that `wait_for_decisions` places is declined too.
             check_share(len(failed) - 1, ORDERS, DECLINED_PERCENT, "declined orders")
             for trace, event in failed.items():
                 check_trace_is_complete(pipeline.jaeger, trace, event)
             kept = {trace: spans for trace in paid if (spans := pipeline.jaeger.spans(trace))}
             # Exclude traces kept for other reasons: a machine under load has slow orders.
-            by_lot = [trace for trace, spans in kept.items() if not is_slow(spans) and not any(span.error for span in spans)]
-            check_share(len(by_lot), len(paid), SHARE_PERCENT, "traces kept of the orders that were paid")
-    return f"{len(failed)} of {len(failed)} declined orders' traces, {len(by_lot)} of {len(paid)} others' ({len(kept) - len(by_lot)} more were slow)"
+            sampled = [trace for trace, spans in kept.items() if not is_slow(spans) and not any(span.error for span in spans)]
+            check_share(len(sampled), len(paid), SAMPLED_PERCENT, "traces kept of the orders that were paid")
+    return f"{len(failed)} of {len(failed)} declined orders' traces, {len(sampled)} of {len(paid)} others' ({len(kept) - len(sampled)} more were slow)"
 
 
 def wait_for_decisions(jaeger, system):
@@ -94,10 +94,10 @@ def check_reasons(pipeline, system):
     methods = {
         "good": "pm_card_visa", "slow": "pm_gateway_slow", "flaky": "pm_gateway_unavailable3", "declined": "pm_card_visa_chargeDeclined"}
     _, token = system.customer()
-    traces = {what: new_trace() for what in (*methods, "refused")}
+    traces = {what: new_trace() for what in (*methods, "rejected")}
     orders = {what: system.order(token, method, headers=[traceparent(traces[what])]) for what, method in methods.items()}
     try:
-        system.order(token, items=[{"sku": "NO-SUCH-THING", "quantity": 1}], headers=[traceparent(traces["refused"])])
+        system.order(token, items=[{"sku": "NO-SUCH-THING", "quantity": 1}], headers=[traceparent(traces["rejected"])])
         raise Failed("an order with an unknown SKU is rejected")
     except CallError as error:
         check(error.reason == "UNKNOWN_SKU", f"the order is rejected: {error}")
@@ -105,7 +105,7 @@ def check_reasons(pipeline, system):
         final = system.until_final(order["orderId"], token)
         wanted = "PAYMENT_FAILED" if what == "declined" else "FULFILLMENT_STARTED"
         check(final["state"] == f"ORDER_STATE_{wanted}", f"the {what} order ends {final['state']}")
-    for what in ("slow", "flaky", "declined", "refused"):
+    for what in ("slow", "flaky", "declined", "rejected"):
         def arrived(what=what):
             # A failed event is stored before the decision on its trace.
             found = pipeline.jaeger.spans(traces[what])

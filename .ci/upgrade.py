@@ -16,7 +16,7 @@ from system import BIN, PROGRAMS, TARGET, System, check, eventually, grpc
 PREVIOUS = TARGET / "previous/ordermesh"
 SERVICES = ("user", "order", "payment", "data")
 # A later release's possible change: a column unknown to both releases, and the migration's entry.
-LATER = {"user": "account", "order": "orders", "payment": "payment", "data": "product"}
+LATER_SCHEMA = {"user": "account", "order": "orders", "payment": "payment", "data": "product"}
 
 
 def install(binary, path):
@@ -38,7 +38,7 @@ def count_children_of(system, binary):
 
 
 def replaceable_system(url):
-    """A system of the previous release on PostgreSQL, whose program can be replaced: (folder, system, exchange)."""
+    """A system of the previous release on PostgreSQL, whose program can be replaced: (folder, system, swap_program)."""
     folder = tempfile.TemporaryDirectory(prefix="ordermesh-upgrade-")
     program = Path(folder.name) / "ordermesh"
     install(PREVIOUS, program)
@@ -48,7 +48,7 @@ def replaceable_system(url):
 
 
 def run():
-    """Upgraded, rolled back and upgraded again under load: 0 failed calls, 0 lost orders, 0 lost events, in any sequence of the services."""
+    """Upgraded, rolled back and upgraded again under load: 0 failed calls, 0 lost orders, 0 lost events, in two rollout orders of the services."""
     if why := skip_reason():
         return why
     check(PREVIOUS.exists(), f"{PREVIOUS} exists (.ci/previous.sh builds it)")
@@ -59,22 +59,22 @@ def on_a_newer_schema():
     """Both releases side by side, on a schema newer than both."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
-        folder, started, exchange = replaceable_system(url)
+        folder, started, swap_program = replaceable_system(url)
         with folder, started as system:
             with Load(system, "--customers", "6", *url) as load:
-                exchange(BIN)
+                swap_program(BIN)
                 new_beside_old = [(service, 1) for service in SERVICES]
                 restart_all(system, new_beside_old)
                 check(count_children_of(system, BIN) == 4, "one instance of each service is of this release")
-                for service, table in LATER.items():  # a schema newer than both
+                for service, table in LATER_SCHEMA.items():  # a schema newer than both
                     server.sql(f'ALTER TABLE "{service}".{table} ADD COLUMN later TEXT')
                     server.sql(f"INSERT INTO \"{service}\".schema_version VALUES (1000, 'a later release', 0)")
-                exchange(PREVIOUS)
+                swap_program(PREVIOUS)
                 old_on_new_schema = [(service, 2) for service in SERVICES]
                 restart_all(system, old_on_new_schema)
                 restart_all(system, new_beside_old)  # rolled back
                 check(count_children_of(system, PREVIOUS) == 9, "all are of the previous release")
-                exchange(BIN)
+                swap_program(BIN)
                 restart_all(system, new_beside_old + old_on_new_schema)  # and upgraded again
                 check(count_children_of(system, BIN) == 8, "all but the gateway are of this release")
                 acknowledged, _ = load.seen()
@@ -111,17 +111,17 @@ def cause_audit_events(system):
 
 
 def data_last():
-    """The wrong sequence: user and order are upgraded before data, which rejects their audit events; none of them is lost."""
+    """The wrong rollout order: user and order are upgraded before data, which rejects their audit events; none of them is lost."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
-        folder, started, exchange = replaceable_system(url)
+        folder, started, swap_program = replaceable_system(url)
         first = [(service, n) for n in (1, 2) for service in ("user", "order")]
         last = [(service, n) for n in (1, 2) for service in ("payment", "data")]
         with folder, started as system:
             rejected = set()
             with Load(system, "--customers", "6", *url) as load:
                 for binary, count in ((BIN, 4), (PREVIOUS, 9), (BIN, 4)):  # upgraded, rolled back, and upgraded again
-                    exchange(binary)
+                    swap_program(binary)
                     restart_all(system, first)
                     check(count_children_of(system, binary) == count, f"{count} instances are of {binary}")
                     if binary == BIN:

@@ -140,7 +140,7 @@ impl Effects {
             }
             // Another instance or request has moved it. If that one holds no lease any more, this instance claims the
             // order.
-            Performed::Recorded(Advance::Lost | Advance::StockLost) => {
+            Performed::Recorded(Advance::VersionConflict | Advance::StockWrittenOff) => {
                 let claimed = self.store.claim(order.id, context.lease()).await.ok().flatten();
                 Ok(claimed.map_or(AttemptOutcome::Lost, |order| AttemptOutcome::Advanced(Driven { order, link })))
             }

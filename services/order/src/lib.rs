@@ -65,8 +65,8 @@ pub async fn run(
     let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
     let store = store.with_unpaid_limits(config.unpaid_limits());
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
-    let (announcer, changes) = chassis.db.changes("transitions");
-    let subscriptions = subscriptions::Subscriptions::new(config.max_watchers, announcer);
+    let (notifier, notifications) = chassis.db.notifications("transitions");
+    let subscriptions = subscriptions::Subscriptions::new(config.max_watchers, notifier);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
     let effects = driver::Effects {
         table: lifecycle::next,
@@ -87,7 +87,7 @@ pub async fn run(
     // Orders leased by an earlier process of this name are due immediately.
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());
-    chassis.tasks.spawn(subscriptions.clone().follow(store.clone(), changes, chassis.shutdown.clone()));
+    chassis.tasks.spawn(subscriptions.clone().follow(store.clone(), notifications, chassis.shutdown.clone()));
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
     let orders = orders::Orders {
         store: store.clone(),

@@ -82,18 +82,19 @@ pub const MIGRATIONS: &[Migration] = &[
         ],
         postgres: &[],
     },
+    // Indexes of large tables: IF NOT EXISTS, so that they can be created without a lock before (deploy/RUNBOOK.md).
     Migration {
         version: 2,
         name: "index unpaid orders by customer",
         // A partial index on unpaid orders: it stays small however many orders there are.
-        statements: &["CREATE INDEX orders_unpaid ON orders (user_id) WHERE state = 'CREATED'"],
+        statements: &["CREATE INDEX IF NOT EXISTS orders_unpaid ON orders (user_id) WHERE state = 'CREATED'"],
         postgres: &[],
     },
     Migration {
         version: 3,
         name: "index orders in rare states; vacuum large tables sooner",
         // No order on its way to fulfilment is in it. Queries repeat the condition (`store::in_state`).
-        statements: &["CREATE INDEX orders_by_rare_state ON orders (state, order_id) \
+        statements: &["CREATE INDEX IF NOT EXISTS orders_by_rare_state ON orders (state, order_id) \
              WHERE state NOT IN ('CREATED', 'FULFILLMENT_STARTED')"],
         // By default a fifth of the rows: of ten million, two million dead ones, which index scans would pass by.
         postgres: &[

@@ -16,13 +16,13 @@ use tokio::sync::Notify;
 
 use crate::connection::{Reader, Readers};
 use crate::error::Error;
+use crate::file_lock::FileLock;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::ownership;
 use crate::postgres::Pool;
 use crate::probe::Probe;
 use crate::transact::{Writer, pause};
-use crate::turns::Turns;
 use crate::url::SqliteUrl;
 
 /// A statement that takes longer is logged.
@@ -118,9 +118,15 @@ impl Database {
         }
         let search_pool = if in_memory { pool.clone() } else { open(search_options(url, options)).await? };
         let metrics = Metrics::new(Backend::Sqlite);
-        // Without it (in a folder that is not writable) SQLite's own lock is enough.
-        let turns = parsed.file.as_deref().and_then(|file| Turns::open(file).ok());
-        let writer = Writer::start(write_pool, turns, metrics.clone());
+        let file_lock = parsed.file.as_deref().and_then(|file| match FileLock::open(file) {
+            Ok(file_lock) => Some(file_lock),
+            Err(error) => {
+                let file = file.display();
+                tracing::warn!(target: "ordermesh", "{file}.lock cannot be used, SQLite's own lock is: {error}");
+                None
+            }
+        });
+        let writer = Writer::start(write_pool, file_lock, metrics.clone());
         let readers = [Readers::Sqlite(pool), Readers::Sqlite(search_pool)];
         Ok(Self::new(Backend::Sqlite, readers, None, Some(writer), metrics))
     }

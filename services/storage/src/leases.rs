@@ -54,8 +54,8 @@ pub fn now_sql(backend: Backend, parameter: &str) -> String {
 /// The statements, formatted once. `$1` is the current time.
 struct Sql {
     now: String,
-    look: String,
-    pull_in: String,
+    due_check: String,
+    clamp: String,
     claim_due: String,
     claim: String,
     make_due: String,
@@ -85,7 +85,7 @@ struct Now {
 
 /// Whether there is work to claim.
 #[derive(FromQueryResult)]
-struct Look {
+struct DueCheck {
     due: i32,
     beyond: i32,
 }
@@ -155,11 +155,11 @@ impl Leases {
     ) -> Result<Vec<M>, Error> {
         // A read first: usually nothing is due, and then nothing is written.
         let beyond = micros(longest_wait + CLOCK_TOLERANCE);
-        let look = self.timed(&self.sql.look, [lease.longest(), beyond.into()]);
-        let Some(look) = Look::find_by_statement(look).one(self.db.read()).await? else { return Ok(Vec::new()) };
-        if look.beyond > 0 {
-            self.execute(self.sql.pull_in.clone(), vec![beyond.into()]).await?;
-        } else if look.due == 0 {
+        let check = self.timed(&self.sql.due_check, [lease.longest(), beyond.into()]);
+        let Some(found) = DueCheck::find_by_statement(check).one(self.db.read()).await? else { return Ok(Vec::new()) };
+        if found.beyond > 0 {
+            self.execute(self.sql.clamp.clone(), vec![beyond.into()]).await?;
+        } else if found.due == 0 {
             return Ok(Vec::new());
         }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -232,13 +232,13 @@ impl Sql {
         Self {
             // The first and the last of the index. With EXISTS, PostgreSQL's generic plan scans the table: it assumes that
             // a third of the rows are due, so that it would find one soon.
-            look: format!(
+            due_check: format!(
                 "SELECT CASE WHEN (SELECT 1 FROM {table} WHERE next_attempt_time <= {now} AND {} ORDER BY next_attempt_time \
                  LIMIT 1) IS NULL THEN 0 ELSE 1 END AS due, CASE WHEN (SELECT MAX(next_attempt_time) FROM {table} \
                  WHERE next_attempt_time IS NOT NULL) > {now} + $3 THEN 1 ELSE 0 END AS beyond",
                 is_free("$2")
             ),
-            pull_in: format!(
+            clamp: format!(
                 "UPDATE {table} SET next_attempt_time = {now} WHERE order_id IN (SELECT order_id FROM {table} \
                  WHERE next_attempt_time > {now} + $2 ORDER BY order_id {lock})"
             ),

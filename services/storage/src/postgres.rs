@@ -161,6 +161,15 @@ impl Pool {
         }
     }
 
+    /// Completes when the connections of now are no longer used: a new one works where an old one does not, or leads to
+    /// a server that accepts writes.
+    pub(crate) async fn invalidated(&self) {
+        let mut invalid_before = self.state.invalid_before.subscribe();
+        if invalid_before.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// For a connection outside the pool.
     pub(crate) fn options(&self) -> PgConnectOptions {
         self.pool.manager().options.clone()

@@ -31,10 +31,10 @@ pub(crate) type Stack = Box<dyn FnMut(Request) -> ServerFuture + Send>;
 
 /// The activity of a connection.
 pub(crate) struct Activity {
-    /// Open calls of health and reflection: their streams never end, and do not keep the connection open.
+    /// Open calls of health and reflection, whose streams may never end: they do not keep the connection open.
     infrastructure_calls: AtomicUsize,
-    /// Admitted calls: others do not keep the connection open.
-    admitted: AtomicU64,
+    /// The total number of admitted calls: others do not keep the connection open.
+    admitted_total: AtomicU64,
     pub(crate) resets: ConnectionResets,
     pub(crate) slot: Slot,
     /// Cancelled when the connection must close: its slot is evicted, or its identity has expired.
@@ -45,7 +45,7 @@ impl Activity {
     pub(crate) fn new(resets: ConnectionResets, slot: Slot) -> Self {
         Self {
             infrastructure_calls: AtomicUsize::new(0),
-            admitted: AtomicU64::new(0),
+            admitted_total: AtomicU64::new(0),
             resets,
             close: slot.evicted().child_token(),
             slot,
@@ -57,7 +57,7 @@ impl Activity {
     }
 
     pub(crate) fn admitted(&self) -> u64 {
-        self.admitted.load(Ordering::Acquire)
+        self.admitted_total.load(Ordering::Acquire)
     }
 
     fn open_call(self: &Arc<Self>) -> OpenCall {
@@ -82,7 +82,7 @@ impl OpenCall {
             self.activity.infrastructure_calls.fetch_add(1, Ordering::AcqRel);
         }
         if state.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
-            self.activity.admitted.fetch_add(1, Ordering::AcqRel);
+            self.activity.admitted_total.fetch_add(1, Ordering::AcqRel);
             self.activity.slot.begin_use();
         }
     }

@@ -110,12 +110,12 @@ impl Effects {
         }
         let advance = self.store.advance(order, transitions, None, Some(fulfillment)).await?;
         match (&advance, &allocate) {
-            (Advance::StockLost, Some(allocate)) => {
+            (Advance::StockWrittenOff, Some(allocate)) => {
                 start.discard();
                 self.refuse_allocation(order, paid, allocate).await
             }
-            (Advance::Done(_) | Advance::Lost | Advance::StockLost, _) => {
-                if advance == Advance::Lost {
+            (Advance::Done(_) | Advance::VersionConflict | Advance::StockWrittenOff, _) => {
+                if advance == Advance::VersionConflict {
                     discard();
                 }
                 Ok(Performed::Recorded(advance))
@@ -143,7 +143,7 @@ impl Effects {
             message: "the goods are no longer in stock; the payment is refunded".into(),
         };
         let advance = self.store.advance(order, transitions, Some(failure), None).await?;
-        if advance == Advance::Lost {
+        if advance == Advance::VersionConflict {
             allocate.discard();
         }
         Ok(Performed::Recorded(advance))
@@ -190,7 +190,7 @@ impl Effects {
             return Ok(Performed::without(missing));
         }
         let advance = self.store.advance(order, transitions, failure, None).await?;
-        if advance == Advance::Lost {
+        if advance == Advance::VersionConflict {
             operation.discard();
         }
         Ok(Performed::Recorded(advance))

@@ -130,8 +130,8 @@ fn result(update: &OrderUpdate, due: &HashMap<Uuid, Option<i64>>, without_stock:
             next_attempt_time: due.map(Timestamp::from_micros),
             ..update.after.clone()
         })),
-        None if without_stock.contains(&update.id()) => Advance::StockLost,
-        None => Advance::Lost,
+        None if without_stock.contains(&update.id()) => Advance::StockWrittenOff,
+        None => Advance::VersionConflict,
     }
 }
 

@@ -117,9 +117,9 @@ pub enum Advance {
     /// Committed; the order as it is now.
     Done(Box<Order>),
     /// Another transition was recorded first: nothing was changed; read the order again.
-    Lost,
+    VersionConflict,
     /// The stock of a line was written off: nothing was changed; the allocation fails.
-    StockLost,
+    StockWrittenOff,
 }
 
 /// The due time of an order's pending effect, as the database's clock has set it.
@@ -178,8 +178,8 @@ impl Store {
                 let entries = versions.zip(&transitions).map(|(version, transition)| transition.entry(after, version));
                 self.recent.advanced(&before, after, entries);
             }
-            Advance::Lost => self.recent.forget(before.id),
-            Advance::StockLost => {}
+            Advance::VersionConflict => self.recent.forget(before.id),
+            Advance::StockWrittenOff => {}
         }
         Ok(advance)
     }
@@ -207,7 +207,7 @@ impl Store {
         let update = OrderUpdate { before: order.clone(), after, transitions: transitions.taken, lease: Some(lease) };
         match self.commit(update).await? {
             Advance::Done(committed) => Ok(Some(*committed)),
-            Advance::Lost | Advance::StockLost => Ok(None),
+            Advance::VersionConflict | Advance::StockWrittenOff => Ok(None),
         }
     }
 }

@@ -82,11 +82,11 @@ async fn another_customers_order_is_not_found() {
 #[tokio::test]
 async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
     let system = System::new().await;
-    let (ada, other_client) = (system.person("customer"), system.other_client());
+    let (ada, anonymous_client) = (system.person("customer"), system.anonymous_client());
     // Authorization comes before existence: neither the id nor the fields are checked.
     for (person, expected) in [
         (&ada, is(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
-        (&other_client, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
+        (&anonymous_client, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
     ] {
         let mut orders = person.orders();
         let retry =
@@ -100,14 +100,14 @@ async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
         }
     }
     let no_token = is(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
-    assert_eq!(rejection(&other_client.create(mugs(1)).await.expect_err("rejected")), no_token);
-    assert_eq!(rejection(&other_client.get("x").await.expect_err("rejected")), no_token);
-    assert_eq!(rejection(&other_client.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&anonymous_client.create(mugs(1)).await.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&anonymous_client.get("x").await.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&anonymous_client.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
     let operator = system.person("operator");
     let status = operator.create(mugs(1)).await.expect_err("an operator cannot order");
     assert_eq!(status.code(), Code::PermissionDenied);
-    let other_client = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
-    let status = system.confirmations("user").confirm_payment(other_client).await.expect_err("payment only");
+    let anonymous_client = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
+    let status = system.confirmations("user").confirm_payment(anonymous_client).await.expect_err("payment only");
     assert_eq!(rejection(&status), is(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
 }
 

@@ -435,7 +435,7 @@ impl System {
         Person { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
     }
 
-    pub(crate) fn other_client(&self) -> Person {
+    pub(crate) fn anonymous_client(&self) -> Person {
         Person { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
     }
 

@@ -112,7 +112,7 @@ impl World {
             payments: payments.clone(),
             clock: clock.clone(),
             unclaimed: unclaimed.clone(),
-            subscriptions: Subscriptions::new(10, db.changes("transitions").0),
+            subscriptions: Subscriptions::new(10, db.notifications("transitions").0),
             tasks: tasks.clone(),
         };
         let driver = shared.driver("order-1", faults.clone());

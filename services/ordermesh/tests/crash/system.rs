@@ -651,7 +651,7 @@ fn order_driver(
         payments: Arc::new(Cable { system: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
         events: Arc::new(Origin("order", name.to_owned())),
-        subscriptions: order::subscriptions::Subscriptions::new(1, storage::Announcer::default()),
+        subscriptions: order::subscriptions::Subscriptions::new(1, storage::Notifier::default()),
     };
     let context = order::driver::Context {
         ids: Arc::new(SystemIds),

@@ -15,9 +15,9 @@ use super::{Events, MAX_TRIES, Tx, Unit, commit, copy, pause};
 use crate::connect::Database;
 use crate::connection::{Open, TxConnection};
 use crate::error::Error;
+use crate::file_lock::FileLock;
 use crate::metrics::Metrics;
 use crate::outbox;
-use crate::turns::Turns;
 
 /// The most units that are committed in one transaction.
 const MAX_GROUP: usize = 64;
@@ -51,8 +51,8 @@ struct Counts {
 }
 
 impl Writer {
-    /// `turns`: shared with the other processes that write the same file.
-    pub(crate) fn start(pool: DatabaseConnection, turns: Option<Turns>, metrics: Metrics) -> Self {
+    /// `file_lock`: shared with the other processes that write the same file.
+    pub(crate) fn start(pool: DatabaseConnection, file_lock: Option<FileLock>, metrics: Metrics) -> Self {
         let (queue, mut jobs) = mpsc::channel(MAX_QUEUE);
         let counts = Arc::new(Counts::default());
         let counted = counts.clone();
@@ -68,7 +68,7 @@ impl Writer {
                 }
                 if !group.is_empty() {
                     group.iter().for_each(|queued| metrics.waited(queued.since.elapsed()));
-                    run_group(&pool, turns.as_ref(), group, &counted).await;
+                    run_group(&pool, file_lock.as_ref(), group, &counted).await;
                     counted.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 if !questions.is_empty()
@@ -113,15 +113,15 @@ async fn data_version(pool: &DatabaseConnection) -> Option<i64> {
     pool.query_one_raw(pragma).await.ok()??.try_get_by_index(0).ok()
 }
 
-async fn run_group(pool: &DatabaseConnection, turns: Option<&Turns>, mut group: Vec<Queued>, counts: &Counts) {
+async fn run_group(pool: &DatabaseConnection, file_lock: Option<&FileLock>, mut group: Vec<Queued>, counts: &Counts) {
     let Some(db) = group.first().map(|job| job.db.clone()) else { return };
     for attempt in 1..=MAX_TRIES {
-        let turn = match turns {
-            Some(turns) => turns.take().await,
+        let guard = match file_lock {
+            Some(file_lock) => file_lock.take().await,
             None => None,
         };
         let tried = try_group(pool, &mut group).await;
-        drop(turn);
+        drop(guard);
         match tried {
             Ok((events, again)) => {
                 counts.committed.fetch_add(1, Ordering::Relaxed);

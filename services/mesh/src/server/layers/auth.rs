@@ -30,11 +30,11 @@ impl ServerLayer for Auth {
         let call = Call::of(&request);
         if call.class.is_infrastructure() {
             let caller = call.known_service().map(|name| Caller::Service { name: name.to_owned() });
-            return next.call(admitted(request, caller.unwrap_or(Caller::Anonymous)));
+            return next.call(authorized(request, caller.unwrap_or(Caller::Anonymous)));
         }
         if let Some(verdict) = self.authorizer.authorize_now(call, request.headers()) {
             return match verdict {
-                Ok(caller) => next.call(admitted(request, caller)),
+                Ok(caller) => next.call(authorized(request, caller)),
                 Err(status) => ready(self.reject(status)),
             };
         }
@@ -43,7 +43,7 @@ impl ServerLayer for Auth {
             // The body is not Sync: only the head is held across the await.
             let (head, body) = request.into_parts();
             match this.authorizer.authorize(Call::in_extensions(&head.extensions), &head.headers).await {
-                Ok(caller) => next.call(admitted(Request::from_parts(head, body), caller)).await,
+                Ok(caller) => next.call(authorized(Request::from_parts(head, body), caller)).await,
                 Err(status) => Ok(this.reject(status)),
             }
         })
@@ -58,15 +58,15 @@ impl Auth {
 }
 
 /// The request, with its caller in the extensions and for the limits.
-fn admitted(mut request: Request, caller: Caller) -> Request {
+fn authorized(mut request: Request, caller: Caller) -> Request {
     if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
         match &caller {
             Caller::User { user_id, .. } => peer.set_user(*user_id),
-            Caller::Service { .. } => peer.set_platform(),
+            Caller::Service { .. } => peer.set_mesh_service(),
             Caller::Anonymous => {}
         }
     }
-    // Users share connections, behind a gateway; a mesh service has its own.
+    // Users share the connections of a proxy; a mesh service has its own.
     match &caller {
         Caller::User { user_id, .. } => update(|state| state.caller = Some(CallerKey::User(*user_id))),
         Caller::Service { .. } => update(|state| state.is_mesh_service = true),

@@ -140,7 +140,7 @@ impl Peer {
     }
 
     /// The caller is a mesh service.
-    pub(crate) fn set_platform(&mut self) {
+    pub(crate) fn set_mesh_service(&mut self) {
         self.holder = Holder::PLATFORM;
     }
 }

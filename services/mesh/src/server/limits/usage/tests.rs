@@ -17,7 +17,7 @@ fn callers_are_the_same_on_every_connection_and_are_removed_with_their_last_refe
         (Some(CallerKey::User(Uuid::from_u128(7))), 2)
     );
     assert_eq!(table.by_key.lock().len(), 2);
-    first.set_platform();
+    first.set_mesh_service();
     assert!(first.holder.is_mesh_service() && !second.holder.is_mesh_service());
     drop((first, second, one));
     assert_eq!(table.by_key.lock().len(), 2, "the other connection keeps its last callers");

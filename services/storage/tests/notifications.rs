@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use sea_orm::Statement;
-use storage::{Changes, Database, Options};
+use storage::{Database, Listener, Options};
 use testkit::{End, Proxy, Server};
 use tokio::time::timeout;
 
@@ -13,12 +13,12 @@ const GUARD: Duration = Duration::from_secs(20);
 /// Longer than an announcement takes: what has not arrived by then was not sent.
 const QUIET: Duration = Duration::from_millis(300);
 
-async fn is_notified(changes: &mut Changes) {
-    timeout(GUARD, changes.changed()).await.expect("a change");
+async fn is_notified(changes: &mut Listener) {
+    timeout(GUARD, changes.notified()).await.expect("a change");
 }
 
-async fn is_not_notified(changes: &mut Changes) {
-    timeout(QUIET, changes.changed()).await.expect_err("no change");
+async fn is_not_notified(changes: &mut Listener) {
+    timeout(QUIET, changes.notified()).await.expect_err("no change");
 }
 
 async fn execute(db: &Database, sql: &str) {
@@ -31,19 +31,19 @@ async fn on_postgres_an_announcement_notifies_the_other_processes_and_not_its_ow
     let options = Options { schema: database.schema, ..Options::default() };
     let open = || Database::connect(&database.url, &options);
     let (one, other) = (open().await.expect("connected"), open().await.expect("connected"));
-    let ((announcer, mut own), (reply, mut others)) = (one.changes("t"), other.changes("t"));
-    let (_unrelated, mut unrelated) = other.changes("u");
+    let ((notifier, mut own), (reply, mut others)) = (one.notifications("t"), other.notifications("t"));
+    let (_unrelated, mut unrelated) = other.notifications("u");
     // What was announced before they listened is unknown.
     for changes in [&mut own, &mut others, &mut unrelated] {
         is_notified(changes).await;
     }
     for _ in 0..100 {
-        announcer.announce();
+        notifier.notify();
     }
     is_notified(&mut others).await;
     is_not_notified(&mut own).await;
     is_not_notified(&mut unrelated).await;
-    reply.announce();
+    reply.notify();
     is_notified(&mut own).await;
 }
 
@@ -54,12 +54,12 @@ async fn on_postgres_a_broken_listener_reconnects_and_reports_a_change() {
     let url = format!("postgres://postgres@{}/postgres", proxy.address());
     let db = Database::connect(&url, &Options::default()).await.expect("connected");
     let other = Database::connect(&server.url(), &Options::default()).await.expect("connected");
-    let ((_own, mut changes), (announcer, _changes)) = (db.changes("t"), other.changes("t"));
+    let ((_own, mut changes), (notifier, _changes)) = (db.notifications("t"), other.notifications("t"));
     is_notified(&mut changes).await;
     for end in [End::Closed, End::Reset] {
         proxy.end(end);
         is_notified(&mut changes).await;
-        announcer.announce();
+        notifier.notify();
         is_notified(&mut changes).await;
     }
 }
@@ -71,7 +71,7 @@ async fn on_sqlite_the_commits_of_another_process_are_noticed_and_not_its_own() 
     let one = Database::connect(&url, &Options::default()).await.expect("connected");
     execute(&one, "CREATE TABLE t (n BIGINT PRIMARY KEY)").await;
     let other = Database::connect(&url, &Options::default()).await.expect("connected");
-    let (_announcer, mut changes) = one.changes("t");
+    let (_announcer, mut changes) = one.notifications("t");
     // What was committed before the first call is unknown.
     is_notified(&mut changes).await;
     execute(&one, "INSERT INTO t (n) VALUES (1)").await;

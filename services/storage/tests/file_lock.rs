@@ -72,3 +72,23 @@ async fn a_process_that_never_releases_the_lock_only_delays_the_others() {
     lock.unlock().expect("unlocked");
     execute(&db, "INSERT INTO t (n) VALUES (3)").await.expect("written");
 }
+
+#[test]
+fn a_waiter_does_not_keep_the_process_from_ending() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}", folder.path().join("t.db").display());
+    let lock = File::create(folder.path().join("t.db.lock")).expect("created");
+    lock.lock().expect("locked");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let db = Database::connect(&url, &Options::default()).await.expect("connected");
+        // It has waited for the lock; the thread still does.
+        execute(&db, "CREATE TABLE t (n BIGINT PRIMARY KEY)").await.expect("created");
+    });
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(runtime);
+        let _ = ended.send(());
+    });
+    has_ended.recv_timeout(GUARD).expect("the runtime ends");
+}

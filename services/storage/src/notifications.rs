@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::connect::Database;
 use crate::connection::Readers;
-use crate::postgres::Pool;
+use crate::postgres::{MAX_LIFETIME, Pool};
 use crate::transact::Writer;
 
 /// The least time between two notifications of a process.
@@ -32,13 +32,13 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// The time between two connection attempts.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Announces this process's commits to the others. Clones share it; the default one announces nothing.
+/// Notifies other processes of this one's commits. Clones share it; the default one does nothing.
 #[derive(Clone, Default, Debug)]
-pub struct Announcer(Option<mpsc::Sender<()>>);
+pub struct Notifier(Option<mpsc::Sender<()>>);
 
-impl Announcer {
-    /// After a commit. Does not wait; announcements within a few milliseconds are sent as one.
-    pub fn announce(&self) {
+impl Notifier {
+    /// After a commit. Does not wait; what follows within a few milliseconds is sent with it.
+    pub fn notify(&self) {
         if let Some(pending) = &self.0 {
             // If it is full, one is about to be sent.
             let _ = pending.try_send(());
@@ -47,22 +47,22 @@ impl Announcer {
 }
 
 /// The commits of other processes.
-pub struct Changes(Source);
+pub struct Listener(Source);
 
 enum Source {
     Sqlite { writer: Option<Writer>, version: Option<i64> },
     Postgres(watch::Receiver<u64>),
 }
 
-impl std::fmt::Debug for Changes {
+impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Changes").finish_non_exhaustive()
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
-impl Changes {
+impl Listener {
     /// Completes when another process may have committed since the last call.
-    pub async fn changed(&mut self) {
+    pub async fn notified(&mut self) {
         match &mut self.0 {
             Source::Sqlite { writer, version } => loop {
                 sleep(VERSION_INTERVAL).await;
@@ -82,26 +82,26 @@ impl Changes {
 }
 
 impl Database {
-    /// The commits of other processes that announce them under the same name in the same schema; on SQLite all of other
+    /// The commits of other processes that notify under the same name in the same schema; on SQLite all of other
     /// processes. Must be called in a tokio runtime.
-    pub fn changes(&self, name: &str) -> (Announcer, Changes) {
+    pub fn notifications(&self, name: &str) -> (Notifier, Listener) {
         match (&self.0.reader.0, &self.0.writer) {
-            (Readers::Postgres(pool), _) => self.notifications(name, pool.clone()),
+            (Readers::Postgres(pool), _) => self.postgres_notifications(name, pool.clone()),
             (Readers::Sqlite(_), writer) => {
-                (Announcer(None), Changes(Source::Sqlite { writer: writer.clone(), version: None }))
+                (Notifier(None), Listener(Source::Sqlite { writer: writer.clone(), version: None }))
             }
         }
     }
 
-    fn notifications(&self, name: &str, pool: Pool) -> (Announcer, Changes) {
+    fn postgres_notifications(&self, name: &str, pool: Pool) -> (Notifier, Listener) {
         let channel = format!("{}.{name}", self.0.schema.as_deref().unwrap_or("public")).replace('"', "");
         #[expect(clippy::disallowed_methods, reason = "identifies this process to itself; not an id of the platform")]
         let process = Uuid::new_v4().to_string();
-        let (pending, announced) = mpsc::channel(1);
-        tokio::spawn(notify(self.clone(), format!("NOTIFY \"{channel}\", '{process}'"), announced));
-        let (received, changes) = watch::channel(0);
+        let (pending, requested) = mpsc::channel(1);
+        tokio::spawn(notify(self.clone(), format!("NOTIFY \"{channel}\", '{process}'"), requested));
+        let (received, notifications) = watch::channel(0);
         tokio::spawn(listen(pool, channel, process, received));
-        (Announcer(Some(pending)), Changes(Source::Postgres(changes)))
+        (Notifier(Some(pending)), Listener(Source::Postgres(notifications)))
     }
 }
 
@@ -110,11 +110,11 @@ async fn data_version(writer: Option<&Writer>) -> Option<i64> {
     writer?.data_version().await
 }
 
-/// Until the last [`Announcer`] is dropped.
-async fn notify(db: Database, statement: String, mut announced: mpsc::Receiver<()>) {
-    while announced.recv().await.is_some() {
+/// Until the last [`Notifier`] is dropped.
+async fn notify(db: Database, statement: String, mut requested: mpsc::Receiver<()>) {
+    while requested.recv().await.is_some() {
         if let Err(error) = db.read().execute_unprepared(&statement).await {
-            tracing::debug!(target: "ordermesh", error = ?error, "a commit was not announced to other instances");
+            tracing::debug!(target: "ordermesh", error = ?error, "other instances were not notified of a commit");
         }
         sleep(INTERVAL).await;
     }
@@ -125,6 +125,8 @@ async fn listen(pool: Pool, channel: String, process: String, received: watch::S
     loop {
         tokio::select! {
             () = received.closed() => return,
+            () = pool.invalidated() => {}
+            () = sleep(MAX_LIFETIME) => {}
             Err(error) = receive(&pool, &channel, &process, &received) => {
                 tracing::debug!(target: "ordermesh", error = ?error, "the listener for other instances' commits reconnects");
             }
@@ -146,23 +148,23 @@ async fn receive(
     let one = PgPoolOptions::new().max_connections(1).acquire_timeout(LIMIT).connect_lazy_with(pool.options());
     let mut listener = PgListener::connect_with(&one).await?;
     listener.eager_reconnect(false);
-    listener.listen(channel).await?;
+    limited(listener.listen(channel)).await?;
+    // What was sent before it listened is missing.
+    received.send_modify(|count| *count += 1);
     loop {
-        // What was announced before it listened, or while it did not, is missing.
-        received.send_modify(|count| *count += 1);
-        loop {
-            match timeout(IDLE, listener.try_recv()).await {
-                Ok(notification) => match notification? {
-                    Some(notification) if notification.payload() == process => {}
-                    Some(_) => break,
-                    None => return Err(sqlx::Error::PoolClosed),
-                },
-                Err(_) => {
-                    timeout(LIMIT, (&mut listener).execute("SELECT 1"))
-                        .await
-                        .map_err(|_| sqlx::Error::PoolTimedOut)??;
-                }
+        match timeout(IDLE, listener.try_recv()).await {
+            Ok(notification) => match notification? {
+                Some(notification) if notification.payload() == process => {}
+                Some(_) => received.send_modify(|count| *count += 1),
+                None => return Err(sqlx::Error::PoolClosed),
+            },
+            Err(_) => {
+                limited((&mut listener).execute("SELECT 1")).await?;
             }
         }
     }
+}
+
+async fn limited<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(LIMIT, statement).await.map_err(|_| sqlx::Error::PoolTimedOut)?
 }
