@@ -120,10 +120,19 @@ enum Command {
     Operator(operator::Options),
 }
 
+/// The allocator asks for huge pages, of which a process with a few MiB on its heap would fill a dozen with nothing. Children
+/// inherit this.
+fn use_small_pages() {
+    #[cfg(target_os = "linux")]
+    // A kernel without huge pages has nothing to turn off.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Runs the program; returns its exit code.
 pub fn program() -> ExitCode {
     // Files are private to this user: databases contain password hashes and payment tokens. Children inherit the mask.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    use_small_pages();
     if let Err(error) = argv::hide_passwords(std::env::args_os()) {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());
