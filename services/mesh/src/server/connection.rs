@@ -252,7 +252,7 @@ impl Connections {
         }
     }
 
-    /// Serves calls, then closes the socket with a lingering close.
+    /// Serves calls, then closes the socket with a lingering close; an evicted connection is closed without it.
     async fn serve_http2<S>(&self, stream: S, budget: PollBudget, service: ConnectionService, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -96,7 +96,7 @@ impl Writer {
         version.await.ok()
     }
 
-    /// The numbers of groups answered and of units queued.
+    /// The numbers of groups answered and of jobs queued.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let queued = self.queue.max_capacity() - self.queue.capacity();
         (self.counts.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
