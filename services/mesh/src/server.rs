@@ -1,6 +1,7 @@
 //! The server's stack, on one page.
 
 pub(crate) mod call_state;
+pub(crate) mod chunked_read;
 pub(crate) mod config;
 pub(crate) mod connection;
 pub(crate) mod connection_service;
@@ -11,7 +12,6 @@ pub(crate) mod lingering_close;
 pub(crate) mod listen;
 pub(crate) mod memory_limit;
 pub(crate) mod not_grpc;
-pub(crate) mod portions;
 pub(crate) mod proxies;
 pub(crate) mod rejections;
 pub(crate) mod serve;

@@ -114,7 +114,7 @@ impl Leases {
     }
 
     /// The current time in SQL, where `column` holds [`Leases::now_micros`].
-    pub fn now_of(&self, column: &str) -> String {
+    pub fn now_expression(&self, column: &str) -> String {
         now_sql(self.db.backend(), column)
     }
 

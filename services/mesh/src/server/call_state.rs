@@ -62,7 +62,7 @@ pub(crate) fn caller() -> Option<CallerKey> {
 /// A response that follows the end of its request. HTTP/2 allows an earlier response, followed by RST_STREAM(NO_ERROR)
 /// (RFC 9113, section 8.1), but curl and older Envoys treat that as an error and lose the response. So the rest of the
 /// request is read and discarded first. Nothing else is held meanwhile: no permit, no memory.
-pub(crate) async fn after_request(rest: Incoming, response: Response) -> ServerResult {
+pub(crate) async fn respond_after_request(rest: Incoming, response: Response) -> ServerResult {
     // If the request is slow or too large, its caller gets the response and RST_STREAM.
     let _ = timeout(DISCARD_TIMEOUT, discard(rest)).await;
     Ok(response)

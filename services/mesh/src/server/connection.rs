@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::caller::PeerService;
+use crate::server::chunked_read::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, read_in_chunks};
 use crate::server::connection_service::{Activity, ConnectionService, Stack};
 use crate::server::layer::Next;
 use crate::server::limits::caller_key::CallerKey;
@@ -25,7 +26,6 @@ use crate::server::limits::resets::{ConnectionResets, Excess, Resets};
 use crate::server::limits::slots::{Slot, Slots};
 use crate::server::limits::usage::{ConnectionCallers, UsageTable};
 use crate::server::lingering_close::{linger, return_on_drop};
-use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, portioned};
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::write_timeout::WriteTimeoutExecutor;
@@ -42,8 +42,8 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
 /// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
-/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single portion of input
-/// (`portions`) yields fewer. The rate of resets is limited in `resets`.
+/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single chunk of input
+/// (`chunked_read`) yields fewer. The rate of resets is limited in `resets`.
 const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
 /// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
 /// closed. Callers behind one proxy cannot cause this for each other: a proxy writes its own frames.
@@ -246,7 +246,7 @@ impl Connections {
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
                 let budget = PollBudget::default();
-                self.serve_http2(portioned(first, stream, budget.clone()), budget, service, goaway).await;
+                self.serve_http2(read_in_chunks(first, stream, budget.clone()), budget, service, goaway).await;
             }
             Ok(Ok(_)) | Err(_) => self.rejections.count(Cause::Preface),
         }

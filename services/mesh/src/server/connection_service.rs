@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::body::incoming::incoming_request;
 use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::PeerService;
-use crate::server::call_state::{CallState, after_request};
+use crate::server::call_state::{CallState, respond_after_request};
 use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::resets::ConnectionResets;
 use crate::server::limits::slots::Slot;
@@ -159,7 +159,7 @@ impl Future for Responding {
             let response = ready!(result)?;
             let is_whole = response.body().is_end_stream() || !response.status().is_success();
             match this.state.rest.take() {
-                Some(rest) if is_whole => this.work = Box::pin(after_request(rest, response)),
+                Some(rest) if is_whole => this.work = Box::pin(respond_after_request(rest, response)),
                 Some(_) | None => {
                     let open = this.open.take();
                     if this.state.was_reset {

@@ -107,7 +107,7 @@ impl AdvanceOrders {
         updates: &[&OrderUpdate],
     ) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
         let rows = update_rows(updates, self.leases.now_micros());
-        let now = self.leases.now_of("v.now");
+        let now = self.leases.now_expression("v.now");
         let sql = format!(
             "UPDATE orders SET state = v.state, version = v.version, payment_method = v.payment_method, \
              payment_failure = v.payment_failure, refund_attempt = v.refund_attempt, attempt = 0, last_error = NULL, \

@@ -103,7 +103,7 @@ impl CreateOrders {
         let mut sorted = orders.to_vec();
         sorted.sort_by_key(|new| CreateOrders::key(new));
         let rows = order_rows(&sorted, self.leases.now_micros());
-        let now = self.leases.now_of("v.now");
+        let now = self.leases.now_expression("v.now");
         let insert = format!(
             "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, \
              contact_email, address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, \

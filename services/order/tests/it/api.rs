@@ -11,13 +11,13 @@ use telemetry::TraceEvent;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::system::{Choice, Person, System, is, mugs, rejection, state};
+use crate::system::{Client, System, SystemOptions, error_of, mugs, rejection, state};
 use crate::world::GUARD;
 
 #[tokio::test]
 async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let order = ada.create(mugs(3)).await.expect("an order");
     assert_eq!((state(order.state()), order.version, order.user_id), ("CREATED".into(), 1, ada.id.to_string()));
     assert_eq!(order.total.expect("a total").minor_units, 300);
@@ -45,7 +45,7 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it()
 async fn a_declined_payment_has_a_reason() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Declined);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let order = ada.create(mugs(1)).await.expect("an order");
     let mut steps = ada.watch(&order.order_id, 1).await.expect("the order");
     let step = steps.message().await.expect("an open stream").expect("a step");
@@ -57,10 +57,10 @@ async fn a_declined_payment_has_a_reason() {
 #[tokio::test]
 async fn another_customers_order_is_not_found() {
     let system = System::new().await;
-    let (ada, eve) = (system.person("customer"), system.person("customer"));
+    let (ada, eve) = (system.client("customer"), system.client("customer"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let absent = SystemIds.uuid().to_string();
-    let expected = is(Code::NotFound, "ORDER_NOT_FOUND", "order");
+    let expected = error_of(Code::NotFound, "ORDER_NOT_FOUND", "order");
     for id in [&id, &absent] {
         let rejections: [Status; 3] = [
             eve.get(id).await.expect_err("another customer's"),
@@ -74,7 +74,7 @@ async fn another_customers_order_is_not_found() {
     }
     let list = eve.orders().list_orders(eve.request(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
-    let operator = system.person("operator");
+    let operator = system.client("operator");
     operator.get(&id).await.expect("an operator sees all orders");
     ada.get(&id).await.expect("the own order");
 }
@@ -82,39 +82,39 @@ async fn another_customers_order_is_not_found() {
 #[tokio::test]
 async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
     let system = System::new().await;
-    let (ada, anonymous_client) = (system.person("customer"), system.anonymous_client());
+    let (ada, anonymous_client) = (system.client("customer"), system.anonymous_client());
     // Authorization comes before existence: neither the id nor the fields are checked.
-    for (person, expected) in [
-        (&ada, is(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
-        (&anonymous_client, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
+    for (client, expected) in [
+        (&ada, error_of(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
+        (&anonymous_client, error_of(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
     ] {
-        let mut orders = person.orders();
+        let mut orders = client.orders();
         let retry =
-            orders.retry_order(person.request(proto::RetryOrderRequest::default())).await.expect_err("rejected");
+            orders.retry_order(client.request(proto::RetryOrderRequest::default())).await.expect_err("rejected");
         let explain =
-            orders.explain_order(person.request(proto::ExplainOrderRequest::default())).await.expect_err("rejected");
-        let mut inventory = person.inventory();
-        let adjust = inventory.adjust_stock(person.request(proto::AdjustStockRequest::default()));
+            orders.explain_order(client.request(proto::ExplainOrderRequest::default())).await.expect_err("rejected");
+        let mut inventory = client.inventory();
+        let adjust = inventory.adjust_stock(client.request(proto::AdjustStockRequest::default()));
         for status in [retry, explain, adjust.await.expect_err("rejected")] {
             assert_eq!(rejection(&status), expected);
         }
     }
-    let no_token = is(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
+    let no_token = error_of(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
     assert_eq!(rejection(&anonymous_client.create(mugs(1)).await.expect_err("rejected")), no_token);
     assert_eq!(rejection(&anonymous_client.get("x").await.expect_err("rejected")), no_token);
     assert_eq!(rejection(&anonymous_client.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
-    let operator = system.person("operator");
+    let operator = system.client("operator");
     let status = operator.create(mugs(1)).await.expect_err("an operator cannot order");
     assert_eq!(status.code(), Code::PermissionDenied);
     let anonymous_client = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
     let status = system.confirmations("user").confirm_payment(anonymous_client).await.expect_err("payment only");
-    assert_eq!(rejection(&status), is(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
+    assert_eq!(rejection(&status), error_of(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
 }
 
 #[tokio::test]
 async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let mut request = mugs(0);
     request.request_id.clear();
     request.items.push(proto::OrderItem { sku: "MUG".into(), quantity: 1 });
@@ -123,7 +123,7 @@ async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
     request.contact_email = "nobody".into();
     request.shipping_address = None;
     let status = ada.create(request).await.expect_err("rejected");
-    assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    assert_eq!(rejection(&status), error_of(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     let named: Vec<_> = status
         .get_details_bad_request()
         .expect("the fields")
@@ -148,7 +148,7 @@ async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
 #[tokio::test]
 async fn a_blank_address_is_rejected_unless_the_request_has_an_order_of_an_earlier_release() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let mut request = mugs(1);
     let address = request.shipping_address.as_mut().expect("an address");
     address.recipient = "\u{200b} ".into();
@@ -172,16 +172,16 @@ async fn a_blank_address_is_rejected_unless_the_request_has_an_order_of_an_earli
     assert_eq!(again.order_id, made.order_id);
     request.contact_email = "eve@example.com".into();
     let status = ada.create(request).await.expect_err("another command");
-    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "REQUEST_ID_REUSED", "order"));
+    assert_eq!(rejection(&status), error_of(Code::FailedPrecondition, "REQUEST_ID_REUSED", "order"));
 }
 
 #[tokio::test]
 async fn an_amount_above_the_limit_is_rejected_with_the_limit() {
     let amount_limit = Some("EUR=9.99".parse().expect("a limit"));
-    let system = System::with(Choice { amount_limit, ..Choice::default() }).await;
-    let ada = system.person("customer");
+    let system = System::with(SystemOptions { amount_limit, ..SystemOptions::default() }).await;
+    let ada = system.client("customer");
     let status = ada.create(mugs(10)).await.expect_err("10 euros");
-    assert_eq!(rejection(&status), is(Code::InvalidArgument, "AMOUNT_TOO_LARGE", "order"));
+    assert_eq!(rejection(&status), error_of(Code::InvalidArgument, "AMOUNT_TOO_LARGE", "order"));
     let facts = status.get_details_error_info().expect("ErrorInfo").metadata;
     assert_eq!(facts.get("limit").map(String::as_str), Some("9.99 EUR"));
     assert_eq!(facts.get("total").map(String::as_str), Some("10.00 EUR"));
@@ -193,7 +193,7 @@ async fn an_amount_above_the_limit_is_rejected_with_the_limit() {
 #[tokio::test]
 async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters() {
     let system = System::new().await;
-    let (ada, eve) = (system.person("customer"), system.person("customer"));
+    let (ada, eve) = (system.client("customer"), system.client("customer"));
     let mut made = Vec::new();
     for _ in 0..5 {
         made.push(ada.create(mugs(1)).await.expect("an order").order_id);
@@ -226,7 +226,7 @@ async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters()
     ];
     for request in invalid {
         let status = list(request).await.expect_err("rejected");
-        assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+        assert_eq!(rejection(&status), error_of(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     }
     let request = proto::ListOrdersRequest { page_size: 2, page_token, state: 0 };
     let status = eve.orders().list_orders(eve.request(request)).await.expect_err("another customer's token");
@@ -236,7 +236,7 @@ async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters()
 #[tokio::test]
 async fn a_crashed_instances_events_are_sent_although_this_one_never_stops_writing_its_own() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     // The service has its schema once it responds.
     ada.create(mugs(1)).await.expect("an order");
     let left = TraceEvent {
@@ -273,7 +273,7 @@ async fn a_crashed_instances_events_are_sent_although_this_one_never_stops_writi
 #[tokio::test]
 async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
     let system = System::new().await;
-    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let (ada, operator) = (system.client("customer"), system.client("operator"));
     let id = ada.create(mugs(2)).await.expect("an order").order_id;
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     system.data.event(|event| event.operation == "start_fulfillment").await;
@@ -293,21 +293,21 @@ async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
         write_off: false,
     };
     let status = operator.inventory().adjust_stock(operator.request(adjust.clone())).await.expect_err("reserved");
-    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
+    assert_eq!(rejection(&status), error_of(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
     let fewer = proto::AdjustStockRequest { delta: -998, ..adjust };
     let stock =
         operator.inventory().adjust_stock(operator.request(fewer)).await.expect("free stock").into_inner().stock;
     assert_eq!(stock.map(|stock| (stock.on_hand, stock.reserved)), Some((2, 2)));
     let request = proto::RetryOrderRequest { order_id: id };
     let status = operator.orders().retry_order(operator.request(request)).await.expect_err("nothing to retry");
-    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "ORDER_NOT_RETRYABLE", "order"));
+    assert_eq!(rejection(&status), error_of(Code::FailedPrecondition, "ORDER_NOT_RETRYABLE", "order"));
 }
 
 #[tokio::test]
 async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_payment() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut steps = ada.watch(&id, 1).await.expect("the order");
     system.payments.called_for(&id).await;
@@ -323,10 +323,10 @@ async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_pay
 async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let (ada, operator) = (system.client("customer"), system.client("operator"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let error_shown_to = async |person: &Person| loop {
-        let last_error = person.get(&id).await.expect("an answer").order.expect("the order").last_error;
+    let error_shown_to = async |client: &Client| loop {
+        let last_error = client.get(&id).await.expect("an answer").order.expect("the order").last_error;
         if !last_error.is_empty() {
             return last_error;
         }
@@ -340,7 +340,7 @@ async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
 async fn a_customer_cancels_an_order_and_watches_it() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     system.payments.called_for(&id).await;
     system.payments.set_state(PaymentState::Cancelled);

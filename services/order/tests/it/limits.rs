@@ -7,29 +7,29 @@ use contracts::data::v1 as data;
 use contracts::order::v1 as proto;
 use tonic::Code;
 
-use crate::system::{Choice, System, is, mugs, rejection, retry_after};
+use crate::system::{System, SystemOptions, error_of, mugs, rejection, retry_after};
 
 #[tokio::test]
 async fn a_message_over_the_limit_is_rejected_unread() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let mut request = mugs(1);
     request.contact_email = "a".repeat(70 * 1_024);
     let status = ada.create(request).await.expect_err("too long");
-    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "mesh"));
+    assert_eq!(rejection(&status), error_of(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "mesh"));
     ada.create(mugs(1)).await.expect("a shorter one");
 }
 
 #[tokio::test]
 async fn an_order_that_exceeds_the_memory_budget_is_out_of_memory_and_a_small_one_is_accepted() {
     let budget = Some(chassis::ByteSize(4 * 1_024));
-    let system = System::with(Choice { memory_budget: budget, ..Choice::default() }).await;
-    let ada = system.person("customer");
+    let system = System::with(SystemOptions { memory_budget: budget, ..SystemOptions::default() }).await;
+    let ada = system.client("customer");
     let mut request = mugs(1);
     request.items =
         (0..100).map(|number| proto::OrderItem { sku: format!("MUG-OF-COLOUR-{number}"), quantity: 1 }).collect();
     let status = ada.create(request).await.expect_err("it does not fit");
-    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
+    assert_eq!(rejection(&status), error_of(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
     assert!(retry_after(&status).is_some());
     let event = system.data.failure(EventType::OrderCreation, "OutOfMemoryError").await;
     assert_eq!((event.order_id.as_str(), event.error.expect("a reason").reason.as_str()), ("", "OUT_OF_MEMORY"));
@@ -40,13 +40,13 @@ async fn an_order_that_exceeds_the_memory_budget_is_out_of_memory_and_a_small_on
 #[tokio::test]
 async fn a_customer_over_the_quota_gets_a_retry_delay_and_others_are_served() {
     let quota = Some(mesh::Quota { calls: 2, per: Duration::from_secs(3_600) });
-    let system = System::with(Choice { create_order_quota: quota, ..Choice::default() }).await;
-    let (ada, bob) = (system.person("customer"), system.person("customer"));
+    let system = System::with(SystemOptions { create_order_quota: quota, ..SystemOptions::default() }).await;
+    let (ada, bob) = (system.client("customer"), system.client("customer"));
     for _ in 0..2 {
         ada.create(mugs(1)).await.expect("within the quota");
     }
     let status = ada.create(mugs(1)).await.expect_err("one too many");
-    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "RATE_LIMITED", "mesh"));
+    assert_eq!(rejection(&status), error_of(Code::ResourceExhausted, "RATE_LIMITED", "mesh"));
     assert!(retry_after(&status).is_some_and(|wait| wait > Duration::from_secs(60)));
     bob.create(mugs(1)).await.expect("another's quota");
     ada.orders().list_orders(ada.request(proto::ListOrdersRequest::default())).await.expect("another method");
@@ -54,11 +54,11 @@ async fn a_customer_over_the_quota_gets_a_retry_delay_and_others_are_served() {
 
 #[tokio::test]
 async fn without_the_data_service_orders_are_rejected_and_events_are_queued() {
-    let mut system = System::with(Choice { data_is_down: true, ..Choice::default() }).await;
-    let ada = system.person("customer");
+    let mut system = System::with(SystemOptions { data_is_down: true, ..SystemOptions::default() }).await;
+    let ada = system.client("customer");
     let request = mugs(1);
     let status = ada.create(request.clone()).await.expect_err("the catalogue is down");
-    assert_eq!(rejection(&status), is(Code::Unavailable, "LOOKUP_FAILED", "order"));
+    assert_eq!(rejection(&status), error_of(Code::Unavailable, "LOOKUP_FAILED", "order"));
     assert!(retry_after(&status).is_some());
     let list = ada.orders().list_orders(ada.request(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
@@ -73,8 +73,8 @@ async fn without_the_data_service_orders_are_rejected_and_events_are_queued() {
 
 #[tokio::test]
 async fn an_unavailable_payment_service_is_an_event_for_each_order_and_repetitions_are_counted() {
-    let system = System::with(Choice { payments_are_down: true, ..Choice::default() }).await;
-    let ada = system.person("customer");
+    let system = System::with(SystemOptions { payments_are_down: true, ..SystemOptions::default() }).await;
+    let ada = system.client("customer");
     let orders = [ada.create(mugs(1)).await.expect("acknowledged"), ada.create(mugs(1)).await.expect("acknowledged")];
     let is_try = |event: &data::TraceEvent| {
         event.r#type() == EventType::PaymentProcessing

@@ -193,7 +193,7 @@ impl payment::payment_service_server::PaymentService for PaymentsServer {
 
 /// The options of a test's system.
 #[derive(Clone)]
-pub(crate) struct Choice {
+pub(crate) struct SystemOptions {
     pub(crate) memory_budget: Option<chassis::ByteSize>,
     pub(crate) create_order_quota: Option<mesh::Quota>,
     pub(crate) amount_limit: Option<kernel::AmountLimits>,
@@ -204,7 +204,7 @@ pub(crate) struct Choice {
     pub(crate) payments_are_down: bool,
 }
 
-impl Default for Choice {
+impl Default for SystemOptions {
     fn default() -> Self {
         Self {
             memory_budget: None,
@@ -256,7 +256,7 @@ fn channel(address: SocketAddr, credentials: Credentials) -> Channel {
     mesh::client(ClientConfig { credentials, ..ClientConfig::new("order", addresses, contracts::POLICIES) })
 }
 
-fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choice) -> Config {
+fn config(folder: PathBuf, instance: &str, addresses: [String; 3], options: &SystemOptions) -> Config {
     let [users, payments, data] = addresses;
     Config {
         common: chassis::Settings {
@@ -265,7 +265,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
                 admin_listen: None,
                 instance: Some(instance.into()),
                 trusted_proxies: None,
-                memory_budget: choice.memory_budget,
+                memory_budget: options.memory_budget,
                 memory_limit: None,
                 max_concurrency: mesh::DEFAULT_MAX_CONCURRENCY,
                 max_streams: mesh::DEFAULT_MAX_STREAMS,
@@ -301,24 +301,24 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
         payment: chassis::PaymentPeer { payment_addresses: vec![payments].into() },
         lease: Duration::from_secs(15),
         poll_interval: Duration::from_millis(25),
-        backoff: if choice.payments_are_down { Duration::from_millis(10) } else { Duration::from_secs(60) },
+        backoff: if options.payments_are_down { Duration::from_millis(10) } else { Duration::from_secs(60) },
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
         max_unpaid_orders: 100,
         max_unpaid_units: None,
-        create_order_quota: choice.create_order_quota,
-        amount_limit: choice.amount_limit.clone(),
-        max_watchers: choice.max_watchers,
+        create_order_quota: options.create_order_quota,
+        amount_limit: options.amount_limit.clone(),
+        max_watchers: options.max_watchers,
         seed_stock: vec![SeedStock { sku: "MUG".into(), on_hand: 1_000 }],
     }
 }
 
 impl System {
     pub(crate) async fn new() -> Self {
-        Self::with(Choice::default()).await
+        Self::with(SystemOptions::default()).await
     }
 
-    pub(crate) async fn with(choice: Choice) -> Self {
+    pub(crate) async fn with(options: SystemOptions) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         testkit::write_secret(folder.path().join("mesh.secret"), MESH_SECRET);
         let sockets = [free_port(), free_port(), free_port()];
@@ -331,10 +331,10 @@ impl System {
             users,
         );
         let routes = Routes::new(payment::payment_service_server::PaymentServiceServer::new(payments.clone()));
-        if !choice.payments_are_down {
+        if !options.payments_are_down {
             serve("payment", routes, payments_socket);
         }
-        let config = config(folder.path().to_owned(), "order-1", addresses, &choice);
+        let config = config(folder.path().to_owned(), "order-1", addresses, &options);
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let admin_address = admin.local_addr().expect("an address");
         let (address, shutdown, running) = start(config.clone(), Some(admin)).await;
@@ -342,7 +342,7 @@ impl System {
         let data_socket = Some(data_socket);
         let mut system =
             Self { order, data, payments, shutdown, running, admin_address, config, address, data_socket, folder };
-        if !choice.data_is_down {
+        if !options.data_is_down {
             system.data_comes_up();
         }
         system
@@ -425,18 +425,18 @@ impl System {
         answer.lines().next().unwrap_or_default().to_owned()
     }
 
-    pub(crate) fn person(&self, role: &str) -> Person {
-        self.person_until(role, 900)
+    pub(crate) fn client(&self, role: &str) -> Client {
+        self.client_until(role, 900)
     }
 
     /// A caller whose access token is valid for this many seconds.
-    pub(crate) fn person_until(&self, role: &str, seconds: i64) -> Person {
+    pub(crate) fn client_until(&self, role: &str, seconds: i64) -> Client {
         let id = SystemIds.uuid();
-        Person { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
+        Client { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
     }
 
-    pub(crate) fn anonymous_client(&self) -> Person {
-        Person { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
+    pub(crate) fn anonymous_client(&self) -> Client {
+        Client { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
     }
 
     /// A client with a mesh service's credentials.
@@ -459,13 +459,13 @@ async fn start(
 
 /// A caller with or without an access token.
 #[derive(Clone)]
-pub(crate) struct Person {
+pub(crate) struct Client {
     pub(crate) id: uuid::Uuid,
     token: Option<String>,
     order: Channel,
 }
 
-impl Person {
+impl Client {
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
@@ -557,7 +557,7 @@ pub(crate) fn rejection(status: &Status) -> (Code, String, String) {
     (status.code(), info.reason, info.domain)
 }
 
-pub(crate) fn is(code: Code, reason: &str, by: &str) -> (Code, String, String) {
+pub(crate) fn error_of(code: Code, reason: &str, by: &str) -> (Code, String, String) {
     (code, reason.to_owned(), format!("{by}.ordermesh"))
 }
 

@@ -4,26 +4,26 @@ use contracts::payment::v1::PaymentState;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::system::{Choice, System, is, mugs, rejection, retry_after, state};
+use crate::system::{System, SystemOptions, error_of, mugs, rejection, retry_after, state};
 use crate::world::GUARD;
 
 #[tokio::test]
 async fn only_transitions_after_the_version_are_sent() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     let (states, end) = ada.watch_to_the_end(&id, 2).await;
     end.expect("a clean end");
     assert_eq!(states, ["ALLOCATED", "FULFILLMENT_STARTED"]);
     let status = ada.watch_to_the_end(&id, -1).await.1.expect_err("versions count from 1");
-    assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    assert_eq!(rejection(&status), error_of(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
 }
 
 #[tokio::test]
 async fn a_stream_after_the_final_transition_ends_immediately() {
     let system = System::new().await;
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     for after in [4, 100] {
@@ -37,7 +37,7 @@ async fn a_stream_after_the_final_transition_ends_immediately() {
 async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let (ada, operator) = (system.client("customer"), system.client("operator"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     system.payments.called_for(&id).await;
     system.payments.set_state(PaymentState::RefundRefused);
@@ -60,7 +60,7 @@ async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final()
 async fn transitions_committed_by_another_instance_are_sent_too() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     system.payments.called_for(&id).await;
     let other = system.another_instance().await;
@@ -76,31 +76,31 @@ async fn a_stream_ends_when_its_callers_token_expires() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
     // It has just expired; the leeway for clock skew still admits it.
-    let ada = system.person_until("customer", -1);
+    let ada = system.client_until("customer", -1);
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let (states, end) = ada.watch_to_the_end(&id, 0).await;
     assert_eq!(states, ["CREATED"]);
     assert_eq!(
         rejection(&end.expect_err("the token has expired")),
-        is(Code::Unauthenticated, "TOKEN_EXPIRED", "order")
+        error_of(Code::Unauthenticated, "TOKEN_EXPIRED", "order")
     );
 }
 
 #[tokio::test]
 async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
-    let system = System::with(Choice { max_watchers: 1, ..Choice::default() }).await;
+    let system = System::with(SystemOptions { max_watchers: 1, ..SystemOptions::default() }).await;
     system.payments.set_state(PaymentState::Pending);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut first = ada.watch(&id, 0).await.expect("the order");
     first.message().await.expect("an open stream").expect("a step");
     let status = ada.watch_to_the_end(&id, 0).await.1.expect_err("too many");
-    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
+    assert_eq!(rejection(&status), error_of(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
     assert!(retry_after(&status).is_some());
     // An operator and another customer have their own limits.
-    let mut others = system.person("operator").watch(&id, 0).await.expect("any customer's order");
+    let mut others = system.client("operator").watch(&id, 0).await.expect("any customer's order");
     others.message().await.expect("an open stream").expect("a step");
-    let bob = system.person("customer");
+    let bob = system.client("customer");
     let bobs = bob.create(mugs(1)).await.expect("an order").order_id;
     bob.watch(&bobs, 0).await.expect("the order");
     ada.get(&id).await.expect("other calls are served");
@@ -115,14 +115,14 @@ async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
 async fn a_drain_ends_streams_with_unavailable_and_a_retry_delay() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut steps = ada.watch(&id, 0).await.expect("the order");
     steps.message().await.expect("an open stream").expect("a step");
     system.payments.called_for(&id).await;
     system.shutdown.cancel();
     let status = timeout(GUARD, steps.message()).await.expect("soon").expect_err("drained");
-    assert_eq!(rejection(&status), is(Code::Unavailable, "DRAINING", "order"));
+    assert_eq!(rejection(&status), error_of(Code::Unavailable, "DRAINING", "order"));
     assert!(retry_after(&status).is_some());
     drop(steps);
     timeout(GUARD, system.running).await.expect("it stops").expect("no panic").expect("a clean end");
@@ -133,7 +133,7 @@ async fn a_draining_instance_is_alive_and_not_ready() {
     let system = System::new().await;
     system.payments.set_state(PaymentState::Pending);
     assert_eq!(system.admin("/readyz").await, "HTTP/1.1 200 OK");
-    let ada = system.person("customer");
+    let ada = system.client("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut steps = ada.watch(&id, 0).await.expect("the order");
     steps.message().await.expect("an open stream").expect("a step");

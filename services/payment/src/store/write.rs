@@ -56,7 +56,7 @@ impl Store {
             .with("traceparent", payments().map(|new| new.traceparent.clone()))
             .with("create_time", payments().map(|new| new.create_time.as_micros()))
             .with("now", payments().map(|_| self.leases.now_micros()));
-        let now = self.leases.now_of("v.now");
+        let now = self.leases.now_expression("v.now");
         let insert = format!(
             "INSERT INTO payment (order_id, user_id, state, amount, currency, payment_method, contact_email, fingerprint, \
              version, attempt, tries, next_attempt_time, lease_owner, lease_until, cancel_asked, refund_n, decline_code, \
@@ -106,7 +106,7 @@ impl Store {
             .with("payment_method", after().map(method))
             .with("update_time", after().map(|_| time.as_micros()))
             .with("now", after().map(|_| self.leases.now_micros()));
-        let now = self.leases.now_of("v.now");
+        let now = self.leases.now_expression("v.now");
         let sql = format!(
             "UPDATE payment SET state = v.state, attempt = v.attempt, tries = v.tries, \
              next_attempt_time = {now} + v.due_in, lease_owner = v.lease_owner, \

@@ -4,8 +4,8 @@ use tokio::io::AsyncReadExt;
 #[tokio::test]
 async fn a_poll_reads_one_portion_and_the_next_poll_continues() {
     let budget = PollBudget::default();
-    let all = vec![7; 5 * PORTION_BYTES / 2];
-    let mut stream = portioned([1; PREFACE_AND_HEAD_BYTES], &all[..], budget.clone());
+    let all = vec![7; 5 * CHUNK_BYTES / 2];
+    let mut stream = read_in_chunks([1; PREFACE_AND_HEAD_BYTES], &all[..], budget.clone());
     let mut counts = vec![];
     let mut buffer = vec![0; 1_000];
     let mut polls = 0;
@@ -27,5 +27,5 @@ async fn a_poll_reads_one_portion_and_the_next_poll_continues() {
         }
     }
     assert_eq!((polls, counts.iter().sum::<usize>()), (3, PREFACE_AND_HEAD_BYTES + all.len()));
-    assert!(counts[..2].iter().all(|count| (PORTION_BYTES..PORTION_BYTES + 2_000).contains(count)), "{counts:?}");
+    assert!(counts[..2].iter().all(|count| (CHUNK_BYTES..CHUNK_BYTES + 2_000).contains(count)), "{counts:?}");
 }
