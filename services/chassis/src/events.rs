@@ -172,8 +172,8 @@ impl EventSink for Sink {
         if let Some(lost) = lost {
             self.lost.add(1, &[]);
             static LOG_LIMIT: LogLimit = LogLimit::new();
-            if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                tracing::error!(target: "ordermesh", since_last_line, "an event was lost: the database does not keep up: {lost}");
+            if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+                tracing::error!(target: "ordermesh", occurrences, "an event was lost: the database does not keep up: {lost}");
             }
         }
     }

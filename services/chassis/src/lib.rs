@@ -58,8 +58,8 @@ pub fn store_failed(error: &storage::Error) -> Rejection<'static> {
         return Rejection::new(Kind::Internal, "STORE_FAILED").caused_by(error.class());
     }
     static LOG_LIMIT: LogLimit = LogLimit::new();
-    if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-        tracing::warn!(target: "ordermesh", since_last_line, chain = %chain(error), "the store is unavailable");
+    if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+        tracing::warn!(target: "ordermesh", occurrences, chain = %chain(error), "the store is unavailable");
     }
     Rejection::new(Kind::Unavailable, "STORE_FAILED").caused_by(error.class()).retry_after(STORE_RETRY_AFTER)
 }

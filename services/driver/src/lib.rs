@@ -214,8 +214,8 @@ impl<W: Work> Driver<W> {
                 Err(error) => {
                     // At most one line a second: during a database outage every drive ends here.
                     static LOG_LIMIT: LogLimit = LogLimit::new();
-                    if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                        tracing::warn!(target: "ordermesh", order_id = %id, error = ?error, since_last_line, "a result could not be recorded; lease expiry will hand it over");
+                    if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+                        tracing::warn!(target: "ordermesh", order_id = %id, error = ?error, occurrences, "a result could not be recorded; lease expiry will hand it over");
                     }
                     return None;
                 }
@@ -305,8 +305,8 @@ impl<W: Work> Driver<W> {
         while !shutdown.is_cancelled() {
             if let Err(error) = self.drive_due().await {
                 static LOG_LIMIT: LogLimit = LogLimit::new();
-                if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                    tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due {} failed", W::ITEMS);
+                if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", error = ?error, occurrences, "claiming due {} failed", W::ITEMS);
                 }
             }
             // Half to one and a half times the interval: instances do not poll in step.

@@ -162,8 +162,8 @@ pub fn status<E: Rejected>(domain_service: &str, error: &E) -> Status {
     if kind == Kind::Internal {
         // An outage may cause many: at most one line a second for each reason.
         static LOG_LIMIT: LogLimits = LogLimits::new();
-        if let Some(since_last_line) = LOG_LIMIT.count(reason, Instant::now()) {
-            tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(error), "internal error");
+        if let Some(occurrences) = LOG_LIMIT.count(reason, Instant::now()) {
+            tracing::error!(target: "ordermesh", reason, occurrences, chain = %chain(error), "internal error");
         }
         details.set_error_info(reason, domain, HashMap::new());
         return Status::with_error_details(Code::Internal, "internal error", details);

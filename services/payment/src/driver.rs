@@ -151,8 +151,8 @@ impl Payments {
                     Err(error) if attempt == CONFIRM_ATTEMPTS || context.shutdown.is_cancelled() => {
                         // The order's driver retries on its own: a failure here only delays it.
                         static LOG_LIMIT: LogLimit = LogLimit::new();
-                        if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                            tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, since_last_line, "payment confirmation not delivered");
+                        if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+                            tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, occurrences, "payment confirmation not delivered");
                         }
                         operation.mark_error(error.message);
                         break;

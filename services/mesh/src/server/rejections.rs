@@ -114,9 +114,9 @@ impl Rejections {
         self.counter.add(1, &attributes);
         #[cfg(test)]
         self.counted.lock().push(cause);
-        if let Some(since_last_line) = self.log_limit.count(Instant::now()) {
+        if let Some(occurrences) = self.log_limit.count(Instant::now()) {
             let cause = cause.name();
-            tracing::warn!(target: "ordermesh", cause, since_last_line, "requests rejected");
+            tracing::warn!(target: "ordermesh", cause, occurrences, "requests rejected");
         }
     }
 }

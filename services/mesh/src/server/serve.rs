@@ -104,8 +104,8 @@ pub(crate) async fn accept(listener: &TcpListener, end: &CancellationToken) -> O
             }
             Err(error) => {
                 static LOG_LIMIT: LogLimit = LogLimit::new();
-                if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                    tracing::warn!(target: "ordermesh", %error, since_last_line, "a connection could not be accepted");
+                if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", %error, occurrences, "a connection could not be accepted");
                 }
                 end.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await?;
             }
