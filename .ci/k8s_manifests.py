@@ -108,7 +108,7 @@ def database_urls(texts):
             wrong += [f"{name}: {problem}" for problem in k8s_policies.problems_of_job(objects, job)]
             if any(each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "egress-database" for each in objects):
                 wrong.append(f"{name}: the NetworkPolicy egress-database still opens addresses that are not needed")
-    check(not wrong, "\n".join(wrong))
+    check(not wrong, "\n".join(["each variant has its URLs from the right Secret:", *wrong]))
     return [f"{len(texts)} variants: each takes its URLs from the one Secret that exists"]
 
 
@@ -130,7 +130,7 @@ def single_stack(objects):
 def dual_stack(texts):
     """Every variant supports IPv4 and IPv6."""
     wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in single_stack([each for each in yaml.safe_load_all(text) if each])]
-    check(not wrong, "\n".join(wrong))
+    check(not wrong, "\n".join(["each variant supports IPv4 and IPv6:", *wrong]))
     # Control case: each kind of problem is detected.
     block = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
     bad = [{"kind": "Service", "metadata": {"name": "a"}, "spec": {}}, {"kind": "NetworkPolicy", "metadata": {"name": "b"}, "spec": {"egress": [block]}},
@@ -170,7 +170,7 @@ def scores():
     for check_id, name, _ in EXCEPTIONS:
         if (check_id, name) not in used:
             wrong.append(f"the exception ({check_id}, {name}) is not needed any more")
-    check(not wrong, "\n".join(["kube-score finds:", *wrong]))
+    check(not wrong, "\n".join(["kube-score finds nothing:", *wrong]))
     return [f"kube-score: {graded} checks, {len(EXCEPTIONS)} exceptions, each needed and with its reason"]
 
 
@@ -179,7 +179,7 @@ def without_cluster():
     texts = variants()
     said = [*schemas(texts), *database_urls(texts), *dual_stack(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.check_control_cases()
-    check(not problems, "\n".join(problems))
+    check(not problems, "\n".join(["no problems of policies:", *problems]))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])
     return [*said, "hadolint: clean"]
 
@@ -188,7 +188,7 @@ def install_crds(cluster):
     """Installs the custom kinds, so that the API server accepts them."""
     for module, (pinned, pattern) in CRDS.items():
         answer = json.loads(run(["go", "mod", "download", "-json", module], seconds=600, env={"GOFLAGS": ""}))
-        check(answer["Sum"] == pinned, f"{module} has hash {answer['Sum']}, not the pinned {pinned}")
+        check(answer["Sum"] == pinned, f"{module} has the pinned hash {pinned}: {answer['Sum']}")
         before, _, rest = pattern.partition("{")
         names, _, after = rest.partition("}")
         wanted = [f"{before}{name}{after}" for name in names.split(",")] if names else [pattern]

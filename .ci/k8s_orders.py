@@ -33,7 +33,7 @@ def order_by_hand(cluster):
             "contact_email": email, "shipping_address": ADDRESS}, bearer, traceparent(trace))[0]["order"]
         steps = call(order, "order.v1.OrderService/WatchOrder", {"order_id": made["orderId"]}, bearer, seconds=40)
         states = [step["entry"]["state"].removeprefix("ORDER_STATE_") for step in steps]
-        check(states[-1] == "FULFILLMENT_STARTED", f"the order ends in {states}")
+        check(states[-1] == "FULFILLMENT_STARTED", f"the order ends FULFILLMENT_STARTED: {states}")
     with cluster.forward("service/jaeger", 16686) as jaeger:
         def services():
             found = {span["service"] for span in spans(jaeger, trace)}

@@ -73,13 +73,13 @@ def missing_secrets(cluster):
         for name, (service, secret) in names.items():
             def phase(name=name):
                 status = cluster.get("pod", name)["status"]
-                check("CreateContainerConfigError" not in json.dumps(status), f"{name} hangs: {status}")
+                check("CreateContainerConfigError" not in json.dumps(status), f"{name} does not hang: {status}")
                 return status["phase"] in ("Failed", "Succeeded") and status["phase"]
             ended = eventually(f"{name} ends", 60, phase)
             last = error_of(cluster.logs(name))
             # The error names the Secret or its mount path.
             words = {"database": ["database"], "signing-keys": ["signing key"], "operator": ["operator"], "gateway-api-key": ["gateway/api-key"]}
-            check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name}: {ended}, with the error: {last}")
+            check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name} fails and names the Secret: {ended}, {last}")
             said.append(f"{service} without {secret}: {last}")
     finally:
         cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", must=False)
@@ -167,7 +167,7 @@ def delete_and_kill_pods(cluster):
 
 def check_load_is_running(load):
     """Checks that the load was still running."""
-    check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load had already ended: make it longer")
+    check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load is still running (else make it longer)")
 
 
 def rolling_update(cluster):
@@ -223,7 +223,7 @@ def scale(cluster):
         check(not any("did not end in time" in line for line in lines), f"{removed} ended in time: {lines[-10:]}")
         check_load_is_running(load)
     wait = first - ready_at
-    check(wait <= 10, f"the new pod served its first call {wait:.1f} s after it was ready")
+    check(wait <= 10, f"the new pod serves its first call within 10 s of being ready: {wait:.1f} s")
     return [load.report.summary(), f"{name}: first call {wait:+.1f} s from its Ready (whole seconds)", f"{removed}: drained and gone {took} s "
             "after the autoscaler's bounds changed", f"memory under load ({RATE} orders/s): {loaded}"]
 

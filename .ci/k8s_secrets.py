@@ -48,7 +48,7 @@ class Folder:
 
     def makes(self, *words):
         done = self.run(*words)
-        check(done.returncode == 0, f"secrets.sh {' '.join(words)}: {done.stderr}")
+        check(done.returncode == 0, f"secrets.sh {' '.join(words)} succeeds: {done.stderr}")
         return done.stdout
 
     def refuses(self, words, because):
@@ -71,7 +71,7 @@ class Folder:
             done = subprocess.run(
                 ["openssl", "verify", "-CAfile", roots / "trust.pem", certificates / "tls" / f"{service}.pem"],
                 capture_output=True, text=True, check=False)
-            check(done.returncode == 0, f"{service}: {done.stderr}")
+            check(done.returncode == 0, f"{service}'s certificate is trusted: {done.stderr}")
 
 
 def again(folder):

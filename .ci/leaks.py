@@ -79,7 +79,7 @@ def run():
     for place, text in collected.items():
         for name, secret in secrets.items():
             at = text.find(secret)
-            check(at < 0, f"{name} is in the {place}: …{text[max(0, at - 200):at + 40]}…")
+            check(at < 0, f"{name} is not in the {place}: …{text[max(0, at - 200):at + 40]}…")
     # Control case: non-secret data is found in the same places.
     check("OrderService/CreateOrder" in collected["spans of order"], "the spans were searched")
     check("order_creation" in stored.lower() and order_id in stored, "the events were searched")

@@ -86,7 +86,7 @@ def blocks(language):
 
 def run(*command, cwd=ROOT, env=None):
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=300, check=False)
-    check(done.returncode == 0, f"{' '.join(map(str, command))}:\n{done.stdout}{done.stderr}")
+    check(done.returncode == 0, f"`{' '.join(map(str, command))}` succeeds:\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
 
 
@@ -97,7 +97,7 @@ def rules():
     alerts = re.findall(r"^\s*- alert: (\w+)", (OPERATIONS / "alerts.yaml").read_text(), re.M)
     tests = (OPERATIONS / "alerts.test.yaml").read_text()
     untested = [alert for alert in alerts if f'alertname="{alert}"}}' not in tests]
-    check(alerts and not untested, f"alerts without a test that fires them: {untested}")
+    check(alerts and not untested, f"each alert has a test that fires it; without one: {untested}")
     return f"{len(alerts)} alerts, {len(re.findall('eval_time', tests))} evaluation times"
 
 
@@ -120,7 +120,7 @@ def dashboard():
     for panel in every:
         place = panel["gridPos"]
         for cell in ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])):
-            check(cell[0] < 24 and cell not in taken, f"{panel['title']} overlaps {taken.get(cell, 'the edge')}")
+            check(cell[0] < 24 and cell not in taken, f"{panel['title']} does not overlap {taken.get(cell, 'the edge')}")
             taken[cell] = panel["title"]
     for panel in panels():
         title = panel["title"]
@@ -130,7 +130,7 @@ def dashboard():
         for target in panel["targets"]:
             check(target["datasource"]["uid"] == "${datasource}", f"{title}: its data source is the variable")
             unknown = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}
-            check(not unknown, f"{title}: undefined variables: {unknown}")
+            check(not unknown, f"{title}: its variables are defined; undefined: {unknown}")
     return f"{len(panels())} panels"
 
 
@@ -166,10 +166,10 @@ def runbook():
     check(urls == [alert.lower() for alert in alerts], f"each alert links to its section: {urls}")
     for section in re.split(r"^### ", under_alerts, flags=re.M)[1:]:
         missing = [word for word in ("**Means**", "**Look**", "**Do**", "**Wake**") if word not in section]
-        check(not missing, f"{section.split()[0]}: {missing} is missing")
+        check(not missing, f"{section.split()[0]} has {missing}")
 
     partial = partial_log_commands(text)
-    check(not partial, "commands that show only a part of a service's log:\n" + "\n".join(partial))
+    check(not partial, "each command shows a service's whole log; only a part:\n" + "\n".join(partial))
     seen = partial_log_commands("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
     check(len(seen) == 2, f"control: commands that show a part of the log are detected: {seen}")
 
@@ -177,7 +177,7 @@ def runbook():
     table = "\n".join(line for line in (ROOT / "services/FAILURES.md").read_text().splitlines() if line.startswith("| ") and "` failed: `" in line)
     values = set(re.findall(r"ordermesh\.event\.(?:type|error_type|reason)=(\w+)", text))
     unknown = {value for value in values if f"`{value}`" not in table}
-    check(values and not unknown, f"tags that are in no row of the table: {unknown}")
+    check(values and not unknown, f"each tag is in a row of the table; in none: {unknown}")
 
     helps = {}
     commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)
@@ -187,10 +187,10 @@ def runbook():
         if path not in helps:
             helps[path] = run(BIN, *path, "--help")
         for flag in re.findall(r"--[\w-]+", command):
-            check(f"{flag} " in helps[path] or f"{flag}\n" in helps[path], f"ordermesh {' '.join(path)} has no {flag}")
+            check(f"{flag} " in helps[path] or f"{flag}\n" in helps[path], f"ordermesh {' '.join(path)} has {flag}")
     for prefix, flag in re.findall(r"--(user|order|payment|data)\.([\w-]+)", text):
         helps.setdefault((prefix,), run(BIN, prefix, "--help"))
-        check(f"--{flag} " in helps[(prefix,)], f"ordermesh {prefix} has no --{flag}")
+        check(f"--{flag} " in helps[(prefix,)], f"ordermesh {prefix} has --{flag}")
 
     requests, calls = requests_of_the_contract(), 0
     for block in blocks("sh"):
@@ -198,9 +198,9 @@ def runbook():
             if method.startswith("grpc."):
                 continue
             calls += 1
-            check(method in requests, f"{method} is not in the contract")
+            check(method in requests, f"{method} is in the contract")
             unknown = set(re.findall(r'"(\w+)":', message)) - requests[method]
-            check(not unknown, f"the request of {method} has no {unknown}")
+            check(not unknown, f"the request of {method} has {unknown}")
     check(commands and calls, "the runbook has commands and calls")
     return f"{len(sections)} sections, {len(commands)} commands, {calls} calls"
 
@@ -282,7 +282,7 @@ def check_needs_attention(stack, system):
     eventually("the alert fires", 40, lambda: stack.query_of(alerts))
     grpc(system.port("order"), "order.v1.OrderService/RetryOrder", {"order_id": order_id}, system.login_as_operator())
     final = system.until_final(order_id, token)
-    check(final["state"] == "ORDER_STATE_CANCELLED", f"after RetryOrder the order ends {final['state']}")
+    check(final["state"] == "ORDER_STATE_CANCELLED", f"after RetryOrder the order ends CANCELLED: {final['state']}")
     eventually("the alert resolves", 40, lambda: not stack.query_of(alerts))
 
 
@@ -327,7 +327,7 @@ def compare_names(stack):
         if name not in seen:
             wrong.append(f"{name} is excepted ({why}), but unused")
     check(not stack.api("series", **{"match[]": 'ordermesh_orders{state="PAYED"}'}), "control: a value without a series is detected")
-    check(not wrong, "\n".join(wrong))
+    check(not wrong, "\n".join(["names that exist, and expressions with results:", *wrong]))
     return f"{len(asked)} expressions, {len(seen)} metrics; not seen here: {', '.join(sorted(missed))}"
 
 

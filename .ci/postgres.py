@@ -149,9 +149,9 @@ def check_plans(server):
     batched = [plan for plan in plans if plan.startswith("WITH v (")]
     # The deletion from the outbox is planned for its rows each time.
     wrong = [plan for plan in batched if "Seq Scan" in plan and "DELETE FROM outbox" not in plan]
-    check(not wrong, f"a batch scans a table: {wrong[:1]}")
+    check(not wrong, f"no batch scans a table: {wrong[:1]}")
     statements = {plan.splitlines()[0] for plan in batched}
-    check(len(statements) >= 10, f"few statements of batches: {statements}")
+    check(len(statements) >= 10, f"at least 10 statements of batches: {statements}")
     return len(statements)
 
 
@@ -173,8 +173,8 @@ def on_postgres():
             check_exactly_once(system, order["orderId"], token)
             declined = system.order(token, "pm_card_visa_chargeDeclinedInsufficientFunds")
             final = system.until_final(declined["orderId"], token)
-            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends {final['state']}")
-            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"the decline code: {final['paymentFailure']}")
+            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends PAYMENT_FAILED: {final['state']}")
+            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"the decline code is INSUFFICIENT_FUNDS: {final['paymentFailure']}")
             eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
             check(not list(system.data_dir.glob("*.db")), "no SQLite file was created")
             check_verify(system, *stores)

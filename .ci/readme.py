@@ -137,7 +137,7 @@ def check_scenario(scenario, dedicated, system, jaeger):
         check(any(span.kind == "server" for span in spans), f"{scenario.name}: the call of trace {scenario.trace} is in Jaeger")
         tagged = {outcome(span.event) for span in spans if span.event}
         surplus = {event for event in tagged - scenario.events if event[1] == "failed" or not scenario.events}
-        check(scenario.events <= tagged and not surplus, f"{scenario.name}: missing {scenario.events - tagged}, not expected {surplus}; found {tagged}")
+        check(scenario.events <= tagged and not surplus, f"{scenario.name} has the printed events; missing {scenario.events - tagged}, surplus {surplus}; found {tagged}")
         if not dedicated:  # the store of a dedicated system has ended with it
             same_as_stored(spans, system.events(trace_id=scenario.trace))
         return spans
@@ -146,7 +146,7 @@ def check_scenario(scenario, dedicated, system, jaeger):
         if span.event and not dedicated:  # a dedicated system logs errors only
             lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
             expected = int(span.event.status == "failed")
-            check(len(lines) == expected, f"{scenario.name}: {span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
+            check(len(lines) == expected, f"{scenario.name}: {span.event} has {expected} lines in the log: {lines}")
 
 
 def check_demo(output, shell, system, jaeger):

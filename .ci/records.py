@@ -73,7 +73,7 @@ def run():
             trace = new_trace()
             try:
                 system.login(email, "wrong horse battery", [traceparent(trace)])
-                raise Failed("a wrong password is rejected")
+                raise Failed("a wrong password was accepted")
             except CallError:
                 pass
 

@@ -51,14 +51,14 @@ def wait_for_decisions(jaeger, system):
 def check_share(count, of, percent, what):
     """Within five standard deviations of the expected count: a false alarm occurs once in a million runs."""
     wanted, deviation = of * percent / 100, math.sqrt(of * percent / 100 * (1 - percent / 100))
-    check(abs(count - wanted) <= 5 * deviation, f"{what}: {count} of {of}, expected about {percent} %: {wanted:.0f} ± {5 * deviation:.0f}")
+    check(abs(count - wanted) <= 5 * deviation, f"{what}: {wanted:.0f} ± {5 * deviation:.0f} of {of}, about {percent} %: {count}")
 
 
 def check_trace_is_complete(jaeger, trace, event):
     """The stored trace has all its services, its one failed event, and no span twice."""
     spans = jaeger.spans(trace, raw=True)
     twice = [span.name for span in spans if Counter(each.id for each in spans)[span.id] > 1]
-    check(not twice, f"trace {trace} has spans twice: {twice}")
+    check(not twice, f"trace {trace} has no span twice: {twice}")
     names = {span.name for span in spans}
     check(CREATE_ORDER in names and {span.service for span in spans} == SERVICES - {"user"}, f"trace {trace} is complete: {sorted(names)}")
     failures = [(span.event.type, span.event.id) for span in spans if span.event and span.event.status == "failed"]
@@ -75,11 +75,11 @@ def check_late_failure():
             trace = new_trace()
             order = system.order(token, "pm_gateway_noAnswer", headers=[traceparent(trace)])
             final = system.until_final(order["orderId"], token)
-            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the order ends {final['state']}")
+            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the order ends PAYMENT_FAILED: {final['state']}")
             wait_for_decisions(pipeline.jaeger, system)
             spans = pipeline.jaeger.spans(trace, raw=True)
             events = [(str(span.event) if span.event else span.name) for span in spans]
-            check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"the spans kept of a trace that fails late: {events}")
+            check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"of a trace that fails late, only the failed event is kept: {events}")
     return "of a trace with a late failure, only its event"
 
 
@@ -98,13 +98,13 @@ def check_reasons(pipeline, system):
     orders = {what: system.order(token, method, headers=[traceparent(traces[what])]) for what, method in methods.items()}
     try:
         system.order(token, items=[{"sku": "NO-SUCH-THING", "quantity": 1}], headers=[traceparent(traces["rejected"])])
-        raise Failed("an order with an unknown SKU is rejected")
+        raise Failed("an order with an unknown SKU was accepted")
     except CallError as error:
-        check(error.reason == "UNKNOWN_SKU", f"the order is rejected: {error}")
+        check(error.reason == "UNKNOWN_SKU", f"an order with an unknown SKU is rejected: {error}")
     for what, order in orders.items():
         final = system.until_final(order["orderId"], token)
         wanted = "PAYMENT_FAILED" if what == "declined" else "FULFILLMENT_STARTED"
-        check(final["state"] == f"ORDER_STATE_{wanted}", f"the {what} order ends {final['state']}")
+        check(final["state"] == f"ORDER_STATE_{wanted}", f"the {what} order ends {wanted}: {final['state']}")
     for what in ("slow", "flaky", "declined", "rejected"):
         def arrived(what=what):
             # A failed event is stored before the decision on its trace.
@@ -117,5 +117,5 @@ def check_reasons(pipeline, system):
         # Each for a different reason: the gateway's errors, latency alone, the failed step; and the failed event, without any span of status error.
         errors = {span.kind for span in spans if span.error}
         wanted = {"flaky": {"client", "server", "internal"}, "declined": {"internal"}}.get(what, set())
-        check(errors <= wanted and bool(errors) == bool(wanted), f"kinds of spans with errors in the {what} order's trace: {errors}")
+        check(errors <= wanted and bool(errors) == bool(wanted), f"in the {what} order's trace spans of kinds {wanted or 'none'} have errors: {errors}")
     check(not pipeline.jaeger.spans(traces["good"]), "the trace of a fast successful order is not kept")

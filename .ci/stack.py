@@ -73,7 +73,7 @@ class Stack(Pipeline):
 
     def api(self, path, **parameters):
         answer = json.loads(fetch(f"http://{local(self.prometheus)}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
-        check(answer["status"] == "success", f"{path} {parameters}: {answer}")
+        check(answer["status"] == "success", f"{path} {parameters} succeeds: {answer}")
         return answer["data"]
 
     def query_of(self, expression):

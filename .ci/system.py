@@ -30,9 +30,10 @@ class Failed(Exception):
     """A check that failed."""
 
 
-def check(truth, what):
+def check(truth, expected):
+    """`expected` is a sentence that is true if the check succeeds; what was found instead follows a colon."""
     if not truth:
-        raise Failed(what)
+        raise Failed(f"expected: {expected}")
 
 
 def eventually(what, seconds, ask):
@@ -89,7 +90,8 @@ def run_named(what, parts, names, tools, first=None):
 
 def not_run(what, why):
     """Reports a skipped check, also in .ci/run's last line. With CI set it is a failure."""
-    check("CI" not in os.environ, f"{what}: required with CI set, but cannot run: {why}")
+    if "CI" in os.environ:
+        raise Failed(f"{what}: required with CI set, but cannot run: {why}")
     if "CI_SKIPPED" in os.environ:
         with open(os.environ["CI_SKIPPED"], "a", encoding="utf-8") as file:
             file.write(f"{what}\n")

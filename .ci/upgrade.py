@@ -97,7 +97,7 @@ def check_all_events_are_stored(system, server):
     def left():
         counts = {service: server.sql(
             f'SELECT (SELECT COUNT(*) FROM "{service}".outbox) + (SELECT COUNT(*) FROM "{service}".outbox_refused)') for service in senders}
-        check(set(counts.values()) == {"0"}, f"events that are not stored: {counts}")
+        check(set(counts.values()) == {"0"}, f"every event is stored; not yet: {counts}")
         return True
 
     eventually("every event is stored", 60, left)
