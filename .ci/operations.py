@@ -333,7 +333,7 @@ def compare_names(stack):
 
 def live():
     """Collector, Jaeger and Prometheus with the files of deploy/, a system under load and failures: compares every name."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), "5s", 0) as stack:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), decision_wait="5s", percentage=0) as stack:
         # The timeout exceeds the slow gateway's three seconds: slow, but no error.
         flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
         with System(flags, env=stack.env()) as system:

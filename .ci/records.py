@@ -8,7 +8,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from stack import Pipeline
+from stack import CollectorAndJaeger
 from system import CallError, Failed, System, check, eventually, new_trace, traceparent
 
 # OpenTelemetry's severity numbers.
@@ -65,8 +65,9 @@ def key(record):
 
 def run():
     """A successful order, a declined one and a wrong password: the log store has exactly one record for each stored event."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-logs-") as folder, Store() as store, Pipeline(Path(folder), "1s", 0, store.url) as pipeline:
-        with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-logs-") as folder, Store() as store, CollectorAndJaeger(
+            Path(folder), decision_wait="1s", percentage=0, logs_to=store.url) as backend:
+        with System(["--user.bcrypt-cost", "4"], env=backend.env()) as system:
             email, token = system.customer()
             for method in ("pm_card_visa", "pm_card_visa_chargeDeclinedStolenCard"):
                 system.until_final(system.order(token, method)["orderId"], token)

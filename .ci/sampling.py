@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from stack import Pipeline
+from stack import CollectorAndJaeger
 from system import CallError, Failed, System, check, eventually, new_trace, traceparent
 
 CREATE_ORDER = "order.v1.OrderService/CreateOrder"
@@ -20,11 +20,12 @@ def is_slow(spans):
 
 def check_sampled_share():
     """Of 1,000 orders with 5 % declines the collector keeps every declined order's complete trace, and about 10 % of the rest."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SAMPLED_PERCENT) as pipeline:
-        with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, CollectorAndJaeger(
+            Path(folder), decision_wait="3s", percentage=SAMPLED_PERCENT) as backend:
+        with System(["--user.bcrypt-cost", "4"], env=backend.env()) as system:
             mix = f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}"
             system.run("load", "--orders", str(ORDERS), "--mix", mix, "--customers", "8", "--no-verify")
-            wait_for_decisions(pipeline.jaeger, system)
+            wait_for_decisions(backend.jaeger, system)
             payments = [event for event in system.all_events(type="EVENT_TYPE_PAYMENT_PROCESSING")]
             failed = {event["traceId"]: event["eventId"] for event in payments if event["status"] == "EVENT_STATUS_FAILED"}
             paid = {event["traceId"] for event in payments} - failed.keys()
@@ -32,8 +33,8 @@ def check_sampled_share():
             # The order that `wait_for_decisions` places is declined too.
             check_share(len(failed) - 1, ORDERS, DECLINED_PERCENT, "declined orders")
             for trace, event in failed.items():
-                check_trace_is_complete(pipeline.jaeger, trace, event)
-            kept = {trace: spans for trace in paid if (spans := pipeline.jaeger.spans(trace))}
+                check_trace_is_complete(backend.jaeger, trace, event)
+            kept = {trace: spans for trace in paid if (spans := backend.jaeger.spans(trace))}
             # Exclude traces kept for other reasons: a machine under load has slow orders.
             sampled = [trace for trace, spans in kept.items() if not is_slow(spans) and not any(span.error for span in spans)]
             check_share(len(sampled), len(paid), SAMPLED_PERCENT, "traces kept of the orders that were paid")
@@ -69,15 +70,16 @@ def check_late_failure():
     """A failure after the decision to drop its trace is still in Jaeger: its event's span alone, once."""
     # No span of the order may be slow before the decision: neither the gateway's, nor that of the waiting call.
     flags = ["--payment.gateway-timeout", "5s", "--payment.wait-timeout", "4s", "--user.bcrypt-cost", "4"]
-    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "2s", 0) as pipeline:
-        with System(flags, env=pipeline.env()) as system:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, CollectorAndJaeger(
+            Path(folder), decision_wait="2s", percentage=0) as backend:
+        with System(flags, env=backend.env()) as system:
             _, token = system.customer()
             trace = new_trace()
             order = system.order(token, "pm_gateway_noAnswer", headers=[traceparent(trace)])
             final = system.until_final(order["orderId"], token)
             check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the order ends PAYMENT_FAILED: {final['state']}")
-            wait_for_decisions(pipeline.jaeger, system)
-            spans = pipeline.jaeger.spans(trace, raw=True)
+            wait_for_decisions(backend.jaeger, system)
+            spans = backend.jaeger.spans(trace, raw=True)
             events = [(str(span.event) if span.event else span.name) for span in spans]
             check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"of a trace that fails late, only the failed event is kept: {events}")
     return "of a trace with a late failure, only its event"
@@ -88,7 +90,7 @@ def run():
     return f"{check_sampled_share()}; {check_late_failure()}"
 
 
-def check_reasons(pipeline, system):
+def check_reasons(backend, system):
     """With a share of 0: the traces of a slow order, of one with an error, of a declined one and of a rejected one arrive in Jaeger; that of a
     fast successful one does not."""
     methods = {
@@ -108,7 +110,7 @@ def check_reasons(pipeline, system):
     for what in ("slow", "flaky", "declined", "rejected"):
         def arrived(what=what):
             # A failed event is stored before the decision on its trace.
-            found = pipeline.jaeger.spans(traces[what])
+            found = backend.jaeger.spans(traces[what])
             names, services = {span.name for span in found}, {span.service for span in found}
             check(CREATE_ORDER in names and {"order", "data"} <= services, f"the {what} order's trace has its root and its lookups: {sorted(names)}")
             return found
@@ -118,4 +120,4 @@ def check_reasons(pipeline, system):
         errors = {span.kind for span in spans if span.error}
         wanted = {"flaky": {"client", "server", "internal"}, "declined": {"internal"}}.get(what, set())
         check(errors <= wanted and bool(errors) == bool(wanted), f"in the {what} order's trace spans of kinds {wanted or 'none'} have errors: {errors}")
-    check(not pipeline.jaeger.spans(traces["good"]), "the trace of a fast successful order is not kept")
+    check(not backend.jaeger.spans(traces["good"]), "the trace of a fast successful order is not kept")

@@ -14,10 +14,10 @@ def local(port):
     return f"127.0.0.1:{port}"
 
 
-class Pipeline:
+class CollectorAndJaeger:
     """The collector and, behind it, Jaeger: a system's spans are tail-sampled. With `logs_to`, a URL, logs are forwarded there, as JSON."""
 
-    def __init__(self, folder, decision_wait, percentage, logs_to=None):
+    def __init__(self, folder, *, decision_wait, percentage, logs_to=None):
         self.folder = folder
         self.otlp, self.metrics, self.self_metrics, self.health, jaeger_otlp, query, query_grpc, jaeger_health, self.prometheus = free_ports(9)
         self.jaeger = Api(query)
@@ -56,11 +56,11 @@ class Pipeline:
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{local(self.otlp)}", **self.signals}
 
 
-class Stack(Pipeline):
+class Stack(CollectorAndJaeger):
     """The same, and a Prometheus that scrapes the collector and evaluates the rules."""
 
-    def __init__(self, folder, decision_wait, percentage):
-        super().__init__(folder, decision_wait, percentage)
+    def __init__(self, folder, *, decision_wait, percentage):
+        super().__init__(folder, decision_wait=decision_wait, percentage=percentage)
         # Shorter intervals than in production, where it would take minutes to see anything.
         config = (OPERATIONS / "prometheus.yaml").read_text().replace("interval: 15s", "interval: 1s")
         config = config.replace("  - alerts.yaml", f"  - {OPERATIONS / 'alerts.yaml'}")
