@@ -3,7 +3,7 @@
 
     .ci/growth.py PROGRAM [--orders 10000,10000000] [--stores postgres,sqlite] [--seconds 20] [--days 30]
 
-For each store and size: a system makes a hundred orders; their rows are cloned by SQL, with other ids and times, into all
+For each store and size: a system makes 120 orders; the rows of 20 of them are cloned by SQL, with other ids and times, into all
 services' stores and the gateway's ledger; then a system on these stores is loaded, and called for old orders. Event rows are
 made for the last six days only, because the retention is seven. Ratios are of the last size to the first.
 
@@ -24,7 +24,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
 
-from growth_fill import DAY, EVENT_DAYS, Filling, MIX, PASSWORD, PostgresStore, SERVICES, SqliteStore, percentile
+from growth_dataset import DAY, EVENT_DAYS, Dataset, MIX, PASSWORD, PostgresStore, SERVICES, SqliteStore, percentile
 from postgres import Postgres, postgres_programs
 from system import PROGRAMS, System, check, eventually, prepare_process
 
@@ -96,45 +96,45 @@ ORDER, EVENTS = "order.v1.OrderService/", "data.v1.TraceEventService/"
 PAYMENT_FAILED, NEEDS_ATTENTION = 5, 8
 
 
-def operations(filling, system):
+def operations(dataset, system):
     """(name, service, method, message, token): a message is made for each call. Those that may read most come last.
     The control reads a table that does not grow: its ratio is the machine's."""
     operator = system.login_as_operator()
-    of = {user: system.login(filling.email(user), PASSWORD) for user in (0, *random.sample(range(1, filling.users), 8))}
+    of = {user: system.login(dataset.email(user), PASSWORD) for user in (0, *random.sample(range(1, dataset.users), 8))}
     customers = [user for user in of if user]
 
     def old():
-        return random.randrange(filling.orders)
+        return random.randrange(dataset.orders)
 
     def recent():
-        count = min(filling.orders, EVENT_DAYS * DAY // filling.step) - 1
-        return filling.orders - 1 - random.randrange(count)
+        count = min(dataset.orders, EVENT_DAYS * DAY // dataset.step) - 1
+        return dataset.orders - 1 - random.randrange(count)
 
     def any_customer():
         return of[random.choice(customers)]
 
     def trace():
-        return filling.store.sql(f"SELECT trace_id FROM data.trace_event WHERE order_id = {literal(filling, filling.order_id(recent()))} LIMIT 1")[0][0]
+        return dataset.store.sql(f"SELECT trace_id FROM data.trace_event WHERE order_id = {literal(dataset, dataset.order_id(recent()))} LIMIT 1")[0][0]
 
     def window(first_field, ago, length):
         start = int(time.time()) - ago
         return field(first_field, field(1, start)) + field(first_field + 1, field(1, start + length))
 
     def customer_id():
-        return filling.user_id(random.choice(customers))
+        return dataset.user_id(random.choice(customers))
 
     traces = [trace() for _ in range(20)]
     control = ("data", "data.v1.CatalogService/BatchGetProducts", lambda: field(1, "MUG-BLUE"), lambda: operator)
     return [
         ("BatchGetProducts (control)", *control),
-        ("GetOrder", "order", ORDER + "GetOrder", lambda: field(1, filling.order_id(old())), lambda: operator),
-        ("WatchOrder, final", "order", ORDER + "WatchOrder", lambda: field(1, filling.order_id(old())), lambda: operator),
+        ("GetOrder", "order", ORDER + "GetOrder", lambda: field(1, dataset.order_id(old())), lambda: operator),
+        ("WatchOrder, final", "order", ORDER + "WatchOrder", lambda: field(1, dataset.order_id(old())), lambda: operator),
         ("ListOrders, a customer", "order", ORDER + "ListOrders", lambda: field(1, 20), any_customer),
         ("ListOrders, 1 % of all", "order", ORDER + "ListOrders", lambda: field(1, 20), lambda: of[0]),
         ("ListOrders, 1 %, failed", "order", ORDER + "ListOrders", lambda: field(1, 20) + field(3, PAYMENT_FAILED), lambda: of[0]),
         ("ListOrders, all", "order", ORDER + "ListOrders", lambda: field(1, 20), lambda: operator),
         ("ListOrders, all, failed", "order", ORDER + "ListOrders", lambda: field(1, 20) + field(3, PAYMENT_FAILED), lambda: operator),
-        ("ListTraceEvents, order", "data", EVENTS + "ListTraceEvents", lambda: field(4, filling.order_id(recent())) + field(9, 50), lambda: operator),
+        ("ListTraceEvents, order", "data", EVENTS + "ListTraceEvents", lambda: field(4, dataset.order_id(recent())) + field(9, 50), lambda: operator),
         ("ListTraceEvents, customer", "data", EVENTS + "ListTraceEvents", lambda: field(5, customer_id()) + field(9, 50), lambda: operator),
         ("ListTraceEvents, trace", "data", EVENTS + "ListTraceEvents", lambda: field(6, random.choice(traces)) + field(9, 50), lambda: operator),
         ("ListTraceEvents, newest", "data", EVENTS + "ListTraceEvents", lambda: field(9, 50), lambda: operator),
@@ -148,15 +148,15 @@ def operations(filling, system):
     ]
 
 
-def literal(filling, order):
-    return f"'{order}'" if isinstance(filling.store, PostgresStore) else f"x'{order.replace('-', '')}'"
+def literal(dataset, order):
+    return f"'{order}'" if isinstance(dataset.store, PostgresStore) else f"x'{order.replace('-', '')}'"
 
 
-def call_all(filling, system, calls, seconds):
+def call_all(dataset, system, calls, seconds):
     """Milliseconds of each operation's calls; reports how many of them failed."""
     found = {}
     ports = {name: Connection(system.port(name)) for name in ("order", "data")}
-    for name, service, method, message, token in operations(filling, system):
+    for name, service, method, message, token in operations(dataset, system):
         took, failed, end = [], 0, time.monotonic() + seconds
         for turn in range(calls + 10):
             request, bearer = message(), token()
@@ -250,8 +250,8 @@ def load(program, system, store, folder, *flags):
     return json.loads((folder / "load").read_text())
 
 
-def filled(args, store, system_of, orders, folder):
-    """Makes the store; returns what made it."""
+def seed(args, store, system_of, orders, folder):
+    """Places 120 orders, and clones 20 of them into `orders`; returns the data set."""
     with system_of() as system:
         email, _ = system.customer()
         load(args.program, system, store, folder, "--orders", "120", "--customers", "8", "--mix", "happy=6,declined=1,cancel=3")
@@ -259,32 +259,32 @@ def filled(args, store, system_of, orders, folder):
         check(system.stop() == 0, "the system stops")
     for service in SERVICES[:4]:
         check(int(store.sql(f'SELECT count(*) FROM "{service}".outbox')[0][0]) == 0, f"{service} has sent its events")
-    filling = Filling(store, orders, args.days)
+    dataset = Dataset(store, orders, args.days)
     began = time.monotonic()
-    filling.fill(email)
+    dataset.insert(email)
     took = time.monotonic() - began
-    print(f"  filled in {took:.0f} s, {took / 60 * 1e6 / orders:.1f} min a million", flush=True)
-    return filling
+    print(f"  seeded in {took:.0f} s, {took / 60 * 1e6 / orders:.1f} min a million", flush=True)
+    return dataset
 
 
-def drive_due(filling, turns, first):
+def drive_due(dataset, turns, first):
     """Milliseconds from when orders were due until they were finished, by the store's rows."""
-    store = filling.store
+    store = dataset.store
     for turn in range(turns):
-        filling.due(first + 50 * turn, 50)
+        dataset.due(first + 50 * turn, 50)
         time.sleep(0.5)
     eventually("the orders are finished", 30, lambda: int(store.sql('SELECT count(*) FROM "order".orders WHERE next_attempt_time IS NOT NULL')[0][0]) == 0)
     rows = store.sql(f'SELECT update_time - create_time FROM "order".orders ORDER BY order_id DESC LIMIT {50 * turns}')
     return [int(row[0]) / 1e3 for row in rows]
 
 
-def measure(args, filling, system_of, folder, server):
-    """(figures by name, statements, plans, scans, look, vacuums)."""
-    store, figures, statements = filling.store, {}, {}
+def measure(args, dataset, system_of, folder, server):
+    """What `report` needs of one size: figures and statements by name, plans, the costs of the poll's query, and of each VACUUM."""
+    store, figures, statements = dataset.store, {}, {}
     log, offset = (server.folder / "log", (server.folder / "log").stat().st_size) if server else (None, 0)
     if server:
         store.set(log_min_duration_statement="0", log_parameter_max_length="0")
-    looks = [("filled", store.look())]
+    poll_costs = [("after seeding", store.poll_query_cost())]
     with system_of() as system:
         load(args.program, system, store, folder, "--rate", str(args.rate), "--duration", "2s", *MIX)
         for name, flags in ((f"at {args.rate}/s", ["--rate", str(args.rate)]), ("by 64 customers", ["--customers", "64"])):
@@ -292,39 +292,39 @@ def measure(args, filling, system_of, folder, server):
             figures[f"CreateOrder, {name}"] = [found["acknowledged"][key] for key in ("p50_ms", "p99_ms")]
             figures[f"finished, {name}"] = [found["finished"][key] for key in ("p50_ms", "p99_ms")]
             print(f"  {name}: {found['finished']['per_second']:.0f} orders/s", flush=True)
-        looks.append(("after the load", store.look()))
-        figures["due until finished"] = pair(drive_due(filling, 8, 2 * filling.orders + 1_000))
-        figures |= {name: pair(took) for name, took in call_all(filling, system, args.calls, args.seconds).items()}
+        poll_costs.append(("after the load", store.poll_query_cost()))
+        figures["due until finished"] = pair(drive_due(dataset, 8, 2 * dataset.orders + 1_000))
+        figures |= {name: pair(took) for name, took in call_all(dataset, system, args.calls, args.seconds).items()}
     if server:
         statements = statement_times(log, offset)
-    if args.verify and filling.orders <= args.verify:
+    if args.verify and dataset.orders <= args.verify:
         with system_of() as system:
             said = subprocess.run([args.program, "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *store.flags,
                                    "--event-retention", f"{24 * EVENT_DAYS - 1}h"], capture_output=True, text=True, check=False)
             print(said.stdout[:3000], said.stderr[:1000], flush=True)
             check(said.returncode == 0, "the promises are kept")
-    explained = explain(args, filling, system_of, folder, server) if server else None
+    explained = explain(args, dataset, system_of, folder, server) if server else None
     vacuums = store.vacuum()
-    looks.append(("after VACUUM", store.look()))
-    return {"figures": figures, "statements": statements, "plans": explained, "looks": looks, "vacuums": vacuums}
+    poll_costs.append(("after VACUUM", store.poll_query_cost()))
+    return {"figures": figures, "statements": statements, "plans": explained, "poll_costs": poll_costs, "vacuums": vacuums}
 
 
 def pair(values):
     return [percentile(values, 0.5), percentile(values, 0.99)]
 
 
-def explain(args, filling, system_of, folder, server):
+def explain(args, dataset, system_of, folder, server):
     """A short second pass, with auto_explain in every session."""
-    filling.store.set(log_min_duration_statement=None, session_preload_libraries="auto_explain")
-    filling.store.set(auto_explain__log_min_duration="0", auto_explain__log_analyze="on", auto_explain__log_buffers="on",
+    dataset.store.set(log_min_duration_statement=None, session_preload_libraries="auto_explain")
+    dataset.store.set(auto_explain__log_min_duration="0", auto_explain__log_analyze="on", auto_explain__log_buffers="on",
                       auto_explain__log_timing="off", auto_explain__log_format="json")
     offset = (server.folder / "log").stat().st_size
     with system_of() as system:
-        load(args.program, system, filling.store, folder, "--rate", "20", "--duration", "8s", *MIX)
-        drive_due(filling, 2, 2 * filling.orders + 2_000)
-        call_all(filling, system, 20, 5)
+        load(args.program, system, dataset.store, folder, "--rate", "20", "--duration", "8s", *MIX)
+        drive_due(dataset, 2, 2 * dataset.orders + 2_000)
+        call_all(dataset, system, 20, 5)
     found = plans(server.folder / "log", offset)
-    filling.store.set(session_preload_libraries=None)
+    dataset.store.set(session_preload_libraries=None)
     return found
 
 
@@ -340,11 +340,11 @@ def run(args, store_name, orders):
         def system_of():
             return System(store.flags, instances=1, program=args.program, data_dir=folder / "data")
 
-        filling = filled(args, store, system_of, orders, folder)
-        store.filled()
+        dataset = seed(args, store, system_of, orders, folder)
+        store.finish_seeding()
         sizes = store.sizes()
         print(f"  {sum(sizes.values()) / 1e6:.0f} MB, {sum(sizes.values()) / orders:.0f} bytes an order", flush=True)
-        return {"sizes": sizes, "with_events": orders * min(1, EVENT_DAYS / args.days), **measure(args, filling, system_of, folder, server)}
+        return {"sizes": sizes, "with_events": orders * min(1, EVENT_DAYS / args.days), **measure(args, dataset, system_of, folder, server)}
 
 
 # --- the report
@@ -383,7 +383,7 @@ def report(store, results):
            ("events, of the orders that have them", [[of_events / one["with_events"]] for one, of_events in zip(each, events)])], "bytes an order", sizes)
     print()
     for size, one in results.items():
-        print(f"{size:,}: due orders by index", "; ".join(f"{when}: {blocks} buffers, {took:.3f} ms" for when, (blocks, took) in one["looks"]))
+        print(f"{size:,}: due orders by index", "; ".join(f"{when}: {blocks} buffers, {took:.3f} ms" for when, (blocks, took) in one["poll_costs"]))
         print("  VACUUM:", "; ".join(f"{name}: {dead} dead rows, {took:.2f} s" for name, (dead, took) in one["vacuums"].items()) or "-")
 
 

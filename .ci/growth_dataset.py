@@ -1,4 +1,4 @@
-"""Fills the stores of a system with many orders: for growth.py."""
+"""The data set of growth.py: many orders in a system's stores."""
 
 import hashlib
 import json
@@ -39,9 +39,9 @@ DUE = {
 }
 ONLY_CREATED = {"order.order_history": "s.version = 1", "data.trace_event": "s.event_type = 'order_creation'"}
 NOW = "CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT)"
-LOOK = ("SELECT (SELECT 1 FROM \"order\".orders WHERE next_attempt_time <= {now} AND (lease_until <= {now} OR "
-        "lease_until > {now} + 75000000) ORDER BY next_attempt_time LIMIT 1) IS NOT NULL, "
-        "(SELECT MAX(next_attempt_time) FROM \"order\".orders WHERE next_attempt_time IS NOT NULL) > {now} + 120000000")
+POLL_QUERY = ("SELECT (SELECT 1 FROM \"order\".orders WHERE next_attempt_time <= {now} AND (lease_until <= {now} OR "
+              "lease_until > {now} + 75000000) ORDER BY next_attempt_time LIMIT 1) IS NOT NULL, "
+              "(SELECT MAX(next_attempt_time) FROM \"order\".orders WHERE next_attempt_time IS NOT NULL) > {now} + 120000000")
 
 
 def percentile(values, p):
@@ -68,7 +68,7 @@ class PostgresStore:
         self.sql("CREATE SCHEMA growth; CREATE FUNCTION public.uuid7(BIGINT, TEXT) RETURNS UUID LANGUAGE SQL IMMUTABLE PARALLEL SAFE AS "
                  "$$SELECT (lpad(to_hex($1), 12, '0') || '7' || substr(md5($2), 1, 3) || '8' || substr(md5($2), 4, 15))::uuid$$; "
                  "CREATE FUNCTION public.uuid_text(UUID) RETURNS TEXT LANGUAGE SQL IMMUTABLE AS $$SELECT $1::text$$")
-        # Only for the filling: the load runs with PostgreSQL's defaults.
+        # Only while the data set is inserted: the load runs with PostgreSQL's defaults.
         self.set(synchronous_commit="off", max_wal_size="4GB", session_replication_role="replica")
 
     def set(self, **settings):
@@ -87,7 +87,7 @@ class PostgresStore:
             f"SELECT column_name FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name = '{name}' "
             "AND column_name <> 'ingest' ORDER BY ordinal_position")]
 
-    def filled(self):
+    def finish_seeding(self):
         for settings in ("synchronous_commit", "max_wal_size", "session_replication_role"):
             self.set(**{settings: None})
         self.sql("VACUUM ANALYZE")
@@ -100,9 +100,9 @@ class PostgresStore:
             f"WHERE c.relkind IN ('r', 'i') AND n.nspname IN ({', '.join(repr(name) for name in SERVICES)})")
         return {name: int(size) for name, size in rows}
 
-    def look(self):
+    def poll_query_cost(self):
         """What the poll reads at least, by index, with its dead entries: buffers, milliseconds."""
-        plan = self.server.sql(f"SET enable_seqscan = off; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {LOOK.format(now=NOW)}")
+        plan = self.server.sql(f"SET enable_seqscan = off; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {POLL_QUERY.format(now=NOW)}")
         plan = json.loads(plan)[0]
         return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"], plan["Execution Time"]
 
@@ -150,7 +150,7 @@ class SqliteStore:
         schema, name = table.split(".")
         return [row[1] for row in self.db.execute(f'PRAGMA "{schema}".table_info({name})')]
 
-    def filled(self):
+    def finish_seeding(self):
         for service in SERVICES:
             self.db.execute(f'PRAGMA "{service}".wal_checkpoint(TRUNCATE)')
         self.db.close()
@@ -163,13 +163,13 @@ class SqliteStore:
                 found |= {f"{service}.{name}": size for name, size in db.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name")}
         return found
 
-    def look(self):
+    def poll_query_cost(self):
         """Nothing counts its buffers; the milliseconds are the median of many."""
         self.sql("SELECT 1")
         took = []
         for _ in range(100):
             began = time.perf_counter()
-            self.db.execute(LOOK.format(now=int(time.time() * 1e6))).fetchall()
+            self.db.execute(POLL_QUERY.format(now=int(time.time() * 1e6))).fetchall()
             took.append(time.perf_counter() - began)
         return 0, 1e3 * percentile(took, 0.5)
 
@@ -181,10 +181,10 @@ def quoted(table):
     return '"{}".{}'.format(*table.split("."))
 
 
-# --- filling
+# --- the data set
 
 
-class Filling:
+class Dataset:
     """Clones the orders of a store into many."""
 
     def __init__(self, store, orders, days):
@@ -240,7 +240,7 @@ class Filling:
         return (f"INSERT INTO {quoted(table)} ({', '.join(columns)}) SELECT {', '.join(map(value, columns))} "
                 f"FROM growth.chunk AS c JOIN growth.{table.split('.')[1]} AS s ON s.k = c.k {f'WHERE {where}' if where else ''} ORDER BY c.n")
 
-    def fill(self, email):
+    def insert(self, email):
         self.prepare()
         recent = {"data.trace_event": f"c.t >= {self.events_from}"}
         statements = [self.clone(table, recent.get(table, "")) for table in TABLES]
