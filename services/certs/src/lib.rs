@@ -28,7 +28,7 @@ pub enum Error {
     /// A name that no certificate can contain, or an invalid key.
     #[error("the certificate cannot be created")]
     Certificate(#[from] rcgen::Error),
-    /// A date before year 1, or after year 9999.
+    /// A date outside of the years 1 to 9999.
     #[error("the validity is out of range")]
     Validity,
 }
@@ -44,11 +44,11 @@ pub struct Validity {
 
 impl Validity {
     /// Clocks differ: a certificate is valid a little before it is created.
-    const HEAD_START: Duration = Duration::from_secs(300);
+    const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
     /// From five minutes before `now` until `lifetime` after it.
     pub fn from(now: Timestamp, lifetime: Duration) -> Self {
-        Self { begins: now.minus(Self::HEAD_START), ends: now.plus(lifetime) }
+        Self { begins: now.minus(Self::CLOCK_SKEW), ends: now.plus(lifetime) }
     }
 }
 
@@ -57,7 +57,7 @@ impl Validity {
 pub struct Names {
     /// The subject's common name, for humans.
     pub common_name: String,
-    /// The names that clients connect to. An IP address is encoded as one.
+    /// The names that clients connect to. An IP address becomes an iPAddress SAN.
     pub dns: Vec<String>,
     /// SPIFFE URIs. The mesh requires exactly one.
     pub uris: Vec<String>,
@@ -114,15 +114,15 @@ impl Authority {
         Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
     }
 
-    /// Restores an authority of the same trust domain from [`Authority::keep`], to issue further certificates.
+    /// Restores an authority of the same trust domain from [`Authority::to_pem`], to issue further certificates.
     ///
     /// # Errors
     /// The key is invalid.
-    pub fn restore(trust_domain: &str, kept: &Issued) -> Result<Self, Error> {
+    pub fn restore(trust_domain: &str, pem: &Issued) -> Result<Self, Error> {
         let whenever = Validity { begins: Timestamp::default(), ends: Timestamp::default() };
         let params = authority_params(trust_domain, whenever)?;
-        let key = KeyPair::from_pem(&kept.key_pem)?;
-        Ok(Self { certificate_pem: kept.certificate_pem.clone(), issuer: Issuer::new(params, key) })
+        let key = KeyPair::from_pem(&pem.key_pem)?;
+        Ok(Self { certificate_pem: pem.certificate_pem.clone(), issuer: Issuer::new(params, key) })
     }
 
     /// The root certificate, which all services trust.
@@ -132,7 +132,7 @@ impl Authority {
 
     /// The authority's certificate and key, for [`Authority::restore`]. With this key, certificates of any service can
     /// be issued.
-    pub fn keep(&self) -> Issued {
+    pub fn to_pem(&self) -> Issued {
         Issued { certificate_pem: self.certificate_pem.clone(), key_pem: self.issuer.key().serialize_pem() }
     }
 
@@ -170,7 +170,9 @@ fn authority_params(trust_domain: &str, validity: Validity) -> Result<Certificat
 }
 
 fn date(instant: Timestamp) -> Result<OffsetDateTime, Error> {
-    OffsetDateTime::from_unix_timestamp(instant.as_micros().div_euclid(1_000_000)).map_err(|_| Error::Validity)
+    let date = OffsetDateTime::from_unix_timestamp(instant.as_micros().div_euclid(1_000_000));
+    // rcgen panics at a negative year.
+    date.ok().filter(|date| (1..=9_999).contains(&date.year())).ok_or(Error::Validity)
 }
 
 #[cfg(test)]
@@ -184,9 +186,9 @@ mod tests {
     #[test]
     fn a_restored_authority_has_the_same_root_and_key() {
         let authority = Authority::new("test.local", validity()).expect("made");
-        let restored = Authority::restore("test.local", &authority.keep()).expect("restored");
+        let restored = Authority::restore("test.local", &authority.to_pem()).expect("restored");
         assert_eq!(restored.certificate_pem(), authority.certificate_pem());
-        assert_eq!(restored.keep().key_pem, authority.keep().key_pem);
+        assert_eq!(restored.to_pem().key_pem, authority.to_pem().key_pem);
         restored.issue(&Names::of_service("test.local", "order"), validity()).expect("issues");
     }
 
@@ -195,6 +197,21 @@ mod tests {
         let authority = Authority::new("test.local", validity()).expect("made");
         let names = Names { uris: vec!["spiffe://test.local/ö".into()], ..Names::default() };
         assert!(matches!(authority.issue(&names, validity()), Err(Error::Certificate(_))));
+    }
+
+    #[test]
+    fn a_date_outside_of_the_years_1_to_9999_is_rejected() {
+        const YEAR_1: i64 = -62_135_596_800;
+        const YEAR_10_000: i64 = 253_402_300_800;
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let new = |begins, ends| Authority::new("test.local", Validity { begins: at(begins), ends: at(ends) });
+        for before in [YEAR_1 - 1, 2 * YEAR_1, 100 * YEAR_1] {
+            assert!(matches!(new(before, 0), Err(Error::Validity)), "{before}");
+        }
+        for after in [YEAR_10_000, 2 * YEAR_10_000] {
+            assert!(matches!(new(0, after), Err(Error::Validity)), "{after}");
+        }
+        new(YEAR_1, YEAR_10_000 - 1).expect("made");
     }
 
     #[test]

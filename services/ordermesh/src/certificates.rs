@@ -159,9 +159,9 @@ impl Certificates {
         // the old ones.
         let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0).map_err(at(&self.0, "written to"))?;
         let new = Self(aside.path().to_owned());
-        let kept = authority.keep();
-        write(&new.0.join("ca.key"), &kept.key_pem, 0o600)?;
-        write(&new.roots(), &kept.certificate_pem, 0o644)?;
+        let pem = authority.to_pem();
+        write(&new.0.join("ca.key"), &pem.key_pem, 0o600)?;
+        write(&new.roots(), &pem.certificate_pem, 0o644)?;
         let mut names_of_files = if is_new { vec!["ca.key".to_owned(), "ca.pem".to_owned()] } else { vec![] };
         for service in services {
             let mut names = Names::of_service(request.trust_domain, service);
