@@ -1,4 +1,4 @@
-//! The order in which stored events are sent to followers, and its high-water mark.
+//! The order in which stored events are sent to WatchTraceEvents streams (followers), and its high-water mark.
 //!
 //! Events are ordered by when they were stored, not by when they happened: on PostgreSQL by the id of the transaction
 //! that inserted them, on SQLite, which has one writer, by the rowid. While there are followers, each instance reads

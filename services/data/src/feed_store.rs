@@ -1,4 +1,4 @@
-//! The queries of followers: the end of the order of events, and the events after a position.
+//! The queries of WatchTraceEvents: the end of the order of events, and the events after a position.
 //!
 //! On PostgreSQL only events whose transaction's id is below `pg_snapshot_xmin` are read: every earlier transaction has
 //! ended, so nothing will be inserted before them. An open transaction delays later events, and none is missed. On
@@ -21,7 +21,7 @@ use crate::trace_event_store::{COLUMNS, event, status_name};
 pub(crate) const MAX_EVENTS: usize = 200;
 /// Maximum events that are scanned for matches in a read.
 const MAX_SCANNED: usize = 5_000;
-/// Maximum followers of an instance that read concurrently: lookups and appends use the same connections.
+/// Maximum WatchTraceEvents streams of an instance that read concurrently: lookups and appends use the same connections.
 const MAX_READERS: usize = 2;
 
 const POSTGRES_MARK: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \

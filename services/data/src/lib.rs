@@ -8,7 +8,7 @@
 //! - `catalog`, `delivery`: the domain of products, prices and delivery dates
 //! - `search`: the limit of concurrent searches of the catalogue
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept; `own_events`: this service's
-//! - `watch`, `feed`, `cursor`: streams of events to followers, as they are stored
+//! - `watch`, `feed`, `cursor`: WatchTraceEvents: streams of events, as they are stored
 //! - `convert`, `convert_event`: from messages to values and back, with all checks of fields
 //! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
 //! - [`invariants`]: what `ordermesh verify` reads

@@ -42,16 +42,17 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "list trace_event by id, follow it",
         statements: &[
             // Ids are UUIDv7, made with the event: the primary key serves time windows. The index may exist already,
-            // built without a lock: see the runbook. Else, on PostgreSQL, appends wait while it is built. From the DROP
-            // INDEX to the commit reads wait too.
+            // from CREATE INDEX CONCURRENTLY: see the runbook. Else, on PostgreSQL, appends wait while it is built. From
+            // the DROP INDEX to the commit reads wait too.
             "CREATE INDEX IF NOT EXISTS trace_event_by_type_id ON trace_event (event_type, event_id)",
             "DROP INDEX trace_event_by_time",
             "DROP INDEX trace_event_by_type",
         ],
         postgres: &[
-            // The transaction that inserted the row, which orders the events for followers. The default is set in its
-            // own statement: as part of ADD COLUMN it would give all old rows the id of this transaction. It also fills
-            // the column of rows that an instance of the previous release inserts.
+            // The id of the transaction that inserted the row: WatchTraceEvents streams read events in its order. (On
+            // SQLite they read them in the order of rowids.) The default is set in its own statement: as part of ADD
+            // COLUMN it would give all old rows the id of this transaction. It also fills the column of rows that an
+            // instance of the previous release inserts.
             "ALTER TABLE trace_event ADD COLUMN ingest xid8",
             "ALTER TABLE trace_event ALTER COLUMN ingest SET DEFAULT pg_current_xact_id()",
             "CREATE INDEX trace_event_by_ingest ON trace_event (ingest, event_id) WHERE ingest IS NOT NULL",

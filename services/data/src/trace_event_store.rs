@@ -1,4 +1,4 @@
-//! The trace events' queries; those of followers are in `feed_store`. Entities stay in these files.
+//! The trace events' queries; those of WatchTraceEvents are in `feed_store`. Entities stay in these files.
 //!
 //! The append is the platform's hottest write: a batch is one statement, built without a query builder.
 
@@ -17,12 +17,12 @@ use uuid::Uuid;
 use crate::entity::trace_event::{Column, Entity, Model};
 use crate::trace_event::{EventCount, Filter, first_id_at};
 
-/// All columns but `ingest`, which the database fills.
+/// All columns but PostgreSQL's `ingest`, the id of the transaction that inserted the row, which is its default.
 pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
      duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
 
-/// An event's id is made after its operation began, by the same clock, unless that was set meanwhile.
-const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
+/// An event's id is made after its operation began, by the same clock, unless that was set back meanwhile, by at most this.
+const MAX_CLOCK_STEP: Duration = Duration::from_secs(60);
 /// No operation with an event takes longer.
 const MAX_OPERATION_TIME: Duration = Duration::from_secs(3_600);
 
@@ -36,6 +36,7 @@ pub struct TraceEventStore {
     db: Database,
 }
 
+/// `v` is the common table expression of the batch's rows, which `query_rows` puts before the statement.
 static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!(
         "INSERT INTO trace_event ({COLUMNS}) SELECT {COLUMNS} FROM v WHERE TRUE \
@@ -80,7 +81,7 @@ impl TraceEventStore {
             .await
     }
 
-    /// The matching events that ended last, after an event of the list.
+    /// A page of the matching events, newest first (keyset pagination): those older than the page cursor `after`.
     pub(crate) async fn page(&self, filter: Filter, after: Option<Uuid>, limit: u64) -> Result<Vec<TraceEvent>, Error> {
         let rows = Entity::find()
             .filter(condition(filter, after))
@@ -91,7 +92,7 @@ impl TraceEventStore {
         rows.into_iter().map(event).collect()
     }
 
-    /// Counts the events that began in a window by type, status and error type: the largest counts, ordered by these.
+    /// Counts the events that began in a window: the largest counts, ordered by type, status and error type.
     pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
         let select = Statement::from_sql_and_values(
             self.db.read().get_database_backend(),
@@ -117,7 +118,7 @@ impl TraceEventStore {
     }
 
     /// Deletes at most `limit` of the oldest events with lower ids; returns how many. On SQLite the last stored event
-    /// is kept until another is stored: its rowid would be reused, and followers rely on rowids.
+    /// is kept until another is stored: its rowid would be reused, and WatchTraceEvents relies on rowids.
     pub(crate) async fn delete_before(&self, before: Uuid, limit: u64) -> Result<u64, Error> {
         let sql = match self.db.backend() {
             Backend::Postgres => DELETE,
@@ -160,7 +161,7 @@ fn rows(events: &[TraceEvent]) -> Rows {
 
 /// No event that began at or after `start` has a lower id.
 fn min_id(start: Timestamp) -> Uuid {
-    first_id_at(start.minus(CLOCK_CORRECTION))
+    first_id_at(start.minus(MAX_CLOCK_STEP))
 }
 
 /// Every event that began before `end` has a lower id.

@@ -1,4 +1,5 @@
-//! Followers: each has a task that reads events after its position, a page at a time, and sends them to its stream.
+//! Followers: WatchTraceEvents streams. Each has a task that reads events after its position, a page at a time, and
+//! sends them to its stream.
 //!
 //! It reads no faster than its client: between the two is a short channel. Reading and waiting are one loop, whether a
 //! follower starts, catches up or is up to date. Start reading at [`Watch::follow`].
