@@ -64,7 +64,7 @@ pub enum Error {
     /// Too many changes of one kind wait for the database.
     #[error("too many changes wait for the database")]
     QueueFull,
-    /// The database's writer has ended, because the process is shutting down.
+    /// The task that writes has ended, because the process is shutting down, or a batcher panicked with the command.
     #[error("the database is closed")]
     Closed,
 }
@@ -118,7 +118,7 @@ impl Error {
     }
 
     /// Whether the database is unavailable: no connection, a broken one, a read-only server, or one that lacks
-    /// resources. The same work may succeed later.
+    /// resources. Unless the configuration is wrong ([`Error::is_configuration`]), the same work may succeed later.
     pub fn is_unavailable(&self) -> bool {
         let no_connection = matches!(self, Self::Connect(_) | Self::ReadOnly | Self::QueueFull | Self::Closed)
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)));
@@ -128,7 +128,7 @@ impl Error {
             || self.database().and_then(sqlx).is_some_and(|error| {
                 matches!(error, sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed)
             })
-            || self.database().and_then(code).is_some_and(|code| is_not_now(&code))
+            || self.database().and_then(code).is_some_and(|code| is_temporarily_unavailable(&code))
     }
 
     /// The class of an error whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
@@ -139,10 +139,10 @@ impl Error {
         if self.has_timed_out() {
             return Some(ErrorClass::Timeout);
         }
-        let is_away = matches!(self, Self::Connect(_))
+        let is_connection_failure = matches!(self, Self::Connect(_))
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)))
             || self.is_broken_connection();
-        Some(if is_away { ErrorClass::ConnectionError } else { ErrorClass::Unavailable })
+        Some(if is_connection_failure { ErrorClass::ConnectionError } else { ErrorClass::Unavailable })
     }
 
     fn has_timed_out(&self) -> bool {
@@ -220,10 +220,10 @@ fn is_end_of_connection(code: &str) -> bool {
 const SQLITE_INTERRUPT: u32 = 9;
 
 /// The statement is correct, but the server cannot run it at present. PostgreSQL: class 53 insufficient resources (disk
-/// full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), class 58
-/// external errors (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY,
+/// full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), 58000
+/// system error, 58030 input/output error, 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY,
 /// INTERRUPT (the time limit), IOERR, FULL, CANTOPEN.
-fn is_not_now(code: &str) -> bool {
+fn is_temporarily_unavailable(code: &str) -> bool {
     if code.len() == 5 {
         return ["53", "57"].iter().any(|class| code.starts_with(class))
             || matches!(code, "55P03" | "55006" | "58000" | "58030");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// The characters that are not encoded in a path: RFC 3986's unreserved characters, and the slash.
+/// The characters that are encoded in a path: all but RFC 3986's unreserved characters and the slash.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
 
 /// The URL of a file.
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_with_a_blank_in_its_first_folder_does_not_panic() {
+    async fn a_url_with_a_blank_does_not_panic() {
         let root = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}/a b/order.db", root.path().display());
         Database::connect(&url, &Options::default()).await.expect("it opens");
