@@ -32,7 +32,7 @@ pub(crate) fn person(extensions: &tonic::Extensions) -> Result<Person, Error> {
             },
             session_id: session_id.map(SessionId::from_uuid),
         }),
-        Caller::Anonymous | Caller::Service { .. } => Err(Error::NotAPerson),
+        Caller::Anonymous | Caller::Service { .. } => Err(Error::UserTokenRequired),
     }
 }
 

@@ -32,9 +32,9 @@ pub enum Error {
     /// The token's account no longer exists.
     #[error("there is no such account")]
     AccountNotFound,
-    /// The policy table admits only persons: it disagrees with this service.
-    #[error("the call needs a person's access token")]
-    NotAPerson,
+    /// The caller is a service or anonymous, although the policy table admits only users.
+    #[error("a user's access token is required")]
+    UserTokenRequired,
     #[error("the user store failed")]
     Storage(#[from] storage::Error),
     /// A stored hash cannot be read, or the cost is out of range.
@@ -67,7 +67,7 @@ impl Rejected for Error {
             Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
             Self::SessionEnded => Rejection::new(Kind::Unauthenticated, "SESSION_ENDED"),
             Self::AccountNotFound => Rejection::new(Kind::NotFound, "ACCOUNT_NOT_FOUND"),
-            Self::NotAPerson => Rejection::new(Kind::Unauthenticated, "PERSON_REQUIRED"),
+            Self::UserTokenRequired => Rejection::new(Kind::Unauthenticated, "PERSON_REQUIRED"),
             Self::Storage(error) => chassis::store_failed(error),
             Self::Hash(_) | Self::Thread(_) | Self::Panicked | Self::Sign(_) | Self::NoSigningKey => {
                 Rejection::new(Kind::Internal, "INTERNAL")
@@ -103,7 +103,7 @@ mod tests {
             Error::RequestIdReused,
             Error::SessionEnded,
             Error::AccountNotFound,
-            Error::NotAPerson,
+            Error::UserTokenRequired,
             Error::Storage(storage::Error::Closed),
             Error::Storage(storage::Error::Panicked),
             Error::NoSigningKey,
