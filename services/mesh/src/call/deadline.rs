@@ -1,4 +1,4 @@
-//! Deadline propagation: reading and writing `grpc-timeout`, and the served call's deadline. The two layers are in
+//! Deadline propagation: reading and writing `grpc-timeout`, and the inbound call's deadline. The two layers are in
 //! `server/layers/deadline` and `client/deadline`.
 
 use std::future::poll_fn;
@@ -16,16 +16,16 @@ use crate::status::mesh_status;
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// What calls inherit from the call that is being served.
+/// What calls inherit from the inbound call, the one that is being served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Served {
-    /// When the served call must end.
+pub(crate) struct InboundCall {
+    /// When the inbound call must end.
     pub(crate) deadline: Option<Instant>,
-    /// Whether the served call is a retry. Then its own calls are not retried: one hop retries, not every hop.
+    /// Whether the inbound call is a retry. Then its own calls are not retried: one hop retries, not every hop.
     pub(crate) is_retry: bool,
 }
 
-impl Served {
+impl InboundCall {
     pub(crate) fn new(deadline: Option<Instant>, headers: &HeaderMap) -> Self {
         Self { deadline, is_retry: headers.contains_key(PREVIOUS_ATTEMPTS) }
     }
@@ -33,7 +33,7 @@ impl Served {
 
 tokio::task_local! {
     /// The call that this task serves.
-    pub(crate) static SERVED: Served;
+    pub(crate) static INBOUND_CALL: InboundCall;
 }
 
 /// The time left of the call that is being served; `None` when it has no deadline, or when no call is being served.
@@ -43,12 +43,12 @@ pub fn time_left() -> Option<Duration> {
 
 /// The deadline of the call that is being served.
 pub(crate) fn current() -> Option<Instant> {
-    SERVED.try_with(|served| served.deadline).ok().flatten()
+    INBOUND_CALL.try_with(|call| call.deadline).ok().flatten()
 }
 
 /// Whether the call that is being served is a retry.
 pub(crate) fn serves_a_retry() -> bool {
-    SERVED.try_with(|served| served.is_retry).unwrap_or(false)
+    INBOUND_CALL.try_with(|call| call.is_retry).unwrap_or(false)
 }
 
 /// A malformed `grpc-timeout`.

@@ -1,7 +1,7 @@
 //! The retry layer over a mock: what is sent when, and what is not.
 
 use super::*;
-use crate::call::deadline::{SERVED, Served};
+use crate::call::deadline::{INBOUND_CALL, InboundCall};
 use crate::client::rng::FixedRng;
 use crate::policy::{METHOD, PolicyTable};
 use bytes::Bytes;
@@ -291,7 +291,7 @@ async fn only_one_hop_retries() {
         }
         let mut request = http::Request::post(READ).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
         request.extensions_mut().insert(ClientCall { policy: POLICIES.find(READ), ..ClientCall::default() });
-        let call = tokio::spawn(SERVED.scope(Served::new(None, &headers), (world.layer)(request)));
+        let call = tokio::spawn(INBOUND_CALL.scope(InboundCall::new(None, &headers), (world.layer)(request)));
         world.attempt().await.1.send_response(rejected(Code::Unavailable));
         if expected == Code::Ok {
             world.attempt().await.1.send_response(Response::new(Body::empty()));

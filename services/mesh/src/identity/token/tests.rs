@@ -108,8 +108,8 @@ async fn a_cancelled_call_does_not_cancel_its_key_fetch() {
     let source =
         Arc::new(Slow { asked: std::sync::atomic::AtomicUsize::new(0), may_answer: tokio::sync::Semaphore::new(0) });
     let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
-    let served = crate::call::deadline::Served { deadline: Some(Instant::now()), is_retry: false };
-    let call = crate::call::deadline::SERVED.scope(served, tokens.key("unknown"));
+    let inbound = crate::call::deadline::InboundCall { deadline: Some(Instant::now()), is_retry: false };
+    let call = crate::call::deadline::INBOUND_CALL.scope(inbound, tokens.key("unknown"));
     assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err(), "cancelled");
     source.may_answer.add_permits(1);
     // The next call waits for the fetch that the first one began.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::body::ending::end_at;
-use crate::call::deadline::{SERVED, Served, earlier, exceeded, within};
+use crate::call::deadline::{INBOUND_CALL, InboundCall, earlier, exceeded, within};
 use crate::call::wire::{Request, Response, ServerFuture, Side, respond};
 use crate::call::{Call, Class};
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready};
@@ -40,8 +40,8 @@ impl ServerLayer for ServerDeadline {
         if deadline.is_some_and(|deadline| deadline <= now) {
             return ready(respond(exceeded()));
         }
-        let served = Served::new(deadline, request.headers());
-        let work = SERVED.scope(served, next.call(request));
+        let inbound = InboundCall::new(deadline, request.headers());
+        let work = INBOUND_CALL.scope(inbound, next.call(request));
         let Some(begin_by) = earlier(deadline, (!is_unary).then(|| now + RESPONSE_START_TIMEOUT)) else {
             return Box::pin(work);
         };
