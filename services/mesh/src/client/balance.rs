@@ -131,8 +131,8 @@ impl Ticket {
 
     /// A deadline counts as the instance's failure only if the call had the method's full timeout: otherwise a caller
     /// with very short deadlines could open the breaker for all.
-    fn had_full_time(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline.is_full)
+    fn had_method_timeout(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline.is_method_timeout)
     }
 
     fn settle(mut self, code: Code) {
@@ -142,7 +142,7 @@ impl Ticket {
         endpoint.metrics.attempt(&endpoint.labels);
         let failed = match code {
             Code::Unavailable | Code::Internal | Code::Unknown => true,
-            Code::DeadlineExceeded => self.had_full_time(),
+            Code::DeadlineExceeded => self.had_method_timeout(),
             Code::Ok
             | Code::Cancelled
             | Code::InvalidArgument
@@ -185,7 +185,7 @@ impl Ticket {
         self.endpoint.metrics.attempt(&self.endpoint.labels);
         self.endpoint.load.no_response(now, now.saturating_duration_since(self.began));
         let is_over = self.deadline.is_some_and(|deadline| deadline.at <= now);
-        if self.had_full_time() && is_over {
+        if self.had_method_timeout() && is_over {
             self.report(self.endpoint.breaker.failed(self.permit, now));
         } else {
             self.endpoint.breaker.undecided(self.permit, now);

@@ -29,8 +29,8 @@ impl ClientCall {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct CallDeadline {
     pub(crate) at: Instant,
-    /// Whether the call has its method's full timeout.
-    pub(crate) is_full: bool,
+    /// Whether the call has its method's full timeout, and no earlier deadline.
+    pub(crate) is_method_timeout: bool,
 }
 
 impl CallDeadline {

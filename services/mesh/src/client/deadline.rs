@@ -46,9 +46,10 @@ where
         let policy = ClientCall::policy_of(&request);
         let own = effective(requested, policy).and_then(|timeout| now.checked_add(timeout));
         let Some(deadline) = earlier(own, current()) else { return Box::pin(self.inner.call(request)) };
-        let full = policy.and_then(|policy| policy.timeout);
-        let is_full = full.is_some_and(|full| deadline.saturating_duration_since(now) >= full);
-        let call_deadline = CallDeadline { at: deadline, is_full };
+        let method_timeout = policy.and_then(|policy| policy.timeout);
+        let is_method_timeout =
+            method_timeout.is_some_and(|timeout| deadline.saturating_duration_since(now) >= timeout);
+        let call_deadline = CallDeadline { at: deadline, is_method_timeout };
         if !call_deadline.write_to(now, request.headers_mut()) {
             return reject(exceeded());
         }

@@ -256,7 +256,7 @@ impl Retries {
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));
         }
-        let deadline = self.deadline.map(|deadline| CallDeadline { is_full: false, ..deadline });
+        let deadline = self.deadline.map(|deadline| CallDeadline { is_method_timeout: false, ..deadline });
         self.add_to(request.extensions_mut(), deadline);
         if let Some(deadline) = deadline {
             deadline.write_to(Instant::now(), request.headers_mut());

@@ -15,8 +15,8 @@ fn ticket(endpoint: &Arc<Endpoint>, deadline: Option<CallDeadline>) -> Ticket {
     Ticket::new(endpoint.clone(), endpoint.breaker.permit(), deadline)
 }
 
-fn until(millis: u64, is_full: bool) -> Option<CallDeadline> {
-    Some(CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_full })
+fn until(millis: u64, is_method_timeout: bool) -> Option<CallDeadline> {
+    Some(CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_method_timeout })
 }
 
 /// Whether `THRESHOLD` calls that end like this open the breaker.
@@ -39,10 +39,10 @@ async fn only_an_instances_own_failures_open_its_breaker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_counts_only_if_the_call_had_the_methods_full_timeout() {
-    for (is_full, expected) in [(true, true), (false, false)] {
-        let answered = |endpoint: &_| ticket(endpoint, until(5, is_full)).settle(Code::DeadlineExceeded);
+    for (is_method_timeout, expected) in [(true, true), (false, false)] {
+        let answered = |endpoint: &_| ticket(endpoint, until(5, is_method_timeout)).settle(Code::DeadlineExceeded);
         assert_eq!(is_taken_out(answered), expected, "reported by the instance");
-        let cancelled_by_caller = |endpoint: &_| drop(ticket(endpoint, until(0, is_full)));
+        let cancelled_by_caller = |endpoint: &_| drop(ticket(endpoint, until(0, is_method_timeout)));
         assert_eq!(is_taken_out(cancelled_by_caller), expected, "elapsed at the client");
     }
     assert!(!is_taken_out(|endpoint| drop(ticket(endpoint, until(5, true)))), "cancelled before its deadline");

@@ -266,7 +266,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
 #[tokio::test(start_paused = true)]
 async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     let mut world = World::new();
-    let until = |millis| CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_full: true };
+    let until = |millis| CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_method_timeout: true };
     let call = world.call_until(READ, Some(until(100)));
     let (first, reply) = world.attempt().await;
     assert_eq!(first.headers()["grpc-timeout"], "100000u");
@@ -275,7 +275,7 @@ async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     let (second, reply) = world.attempt().await;
     assert_eq!(second.headers()["grpc-timeout"], "50000u", "30 ms of work and 20 ms of waiting later");
     let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.deadline).expect("a deadline");
-    assert!(!seen.is_full, "the time left is not the method's full timeout");
+    assert!(!seen.is_method_timeout, "the time left is not the method's full timeout");
     sleep(Duration::from_millis(20)).await;
     reply.send_response(rejected(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable, "the next would begin 40 ms later, with 30 ms left");
