@@ -127,7 +127,7 @@ fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetric
     let endpoints = EndpointConfig {
         connections: config.connections,
         has_tls: config.tls.is_some(),
-        is_bounded: matches!(config.addresses, Addresses::Fixed(_)),
+        has_address_labels: matches!(config.addresses, Addresses::Fixed(_)),
         rng,
         metrics,
     };

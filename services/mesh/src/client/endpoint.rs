@@ -71,8 +71,8 @@ pub(crate) struct Endpoint {
 pub(crate) struct EndpointConfig {
     pub(crate) connections: usize,
     pub(crate) has_tls: bool,
-    /// Whether there are few enough addresses to be metric labels.
-    pub(crate) is_bounded: bool,
+    /// Whether metrics have the address as a label: only where the number of addresses is bounded.
+    pub(crate) has_address_labels: bool,
     pub(crate) rng: Arc<dyn Rng>,
     pub(crate) metrics: Arc<ClientMetrics>,
 }
@@ -81,7 +81,7 @@ impl Endpoint {
     pub(crate) fn new(address: String, config: &EndpointConfig, gone: CancellationToken) -> Self {
         let authority: Option<Authority> = address.parse().ok();
         Self {
-            labels: config.metrics.labels(authority.as_ref().filter(|_| config.is_bounded)),
+            labels: config.metrics.labels(authority.as_ref().filter(|_| config.has_address_labels)),
             authority,
             address,
             scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
