@@ -68,7 +68,7 @@ async fn picked(target: &Arc<Endpoints>, visited: &[Arc<Endpoint>]) -> String {
     target.pick(visited).await.expect("an instance").0.address().to_owned()
 }
 
-fn breakers_open(endpoint: &Endpoint) {
+fn open_breaker(endpoint: &Endpoint) {
     for _ in 0..THRESHOLD {
         endpoint.breaker.failed(endpoint.breaker.permit(), Instant::now());
     }
@@ -102,7 +102,7 @@ async fn idle_instances_share_the_calls() {
 #[tokio::test(start_paused = true)]
 async fn an_instance_with_an_open_breaker_gets_only_a_probe() {
     let target = connected(&["a:1", "b:1", "c:1"]);
-    breakers_open(&target.list()[0]);
+    open_breaker(&target.list()[0]);
     for _ in 0..10 {
         assert_ne!(picked(&target, &[]).await, "a:1");
     }
@@ -117,12 +117,12 @@ async fn an_instance_with_an_open_breaker_gets_only_a_probe() {
 async fn the_last_instances_are_used_whatever_their_breakers_say() {
     let target = connected(&["a:1", "b:1"]);
     let endpoints = target.list();
-    breakers_open(&endpoints[0]);
+    open_breaker(&endpoints[0]);
     endpoints[1].pretend_ready(false);
     assert_eq!(picked(&target, &[]).await, "a:1", "the other is not connected");
     endpoints[1].pretend_ready(true);
     assert_eq!(picked(&target, &[]).await, "b:1", "control: it is connected");
-    breakers_open(&endpoints[1]);
+    open_breaker(&endpoints[1]);
     endpoints[1].load.took(Instant::now(), 200 * MS);
     assert_eq!(picked(&target, &[]).await, "a:1", "both breakers are open: by load");
 }

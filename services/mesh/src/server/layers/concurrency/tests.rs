@@ -21,11 +21,11 @@ const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
 
 const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Stream", true)]);
 
-fn full() -> Response {
+fn ok_response() -> Response {
     Response::new(Body::new(Full::new(Bytes::from_static(b"x")).map_err(|never| match never {})))
 }
 
-/// A stack with one permit of each kind, over a mocked handler.
+/// A stack with one permit for unary calls and one slot for streams, over a mocked handler.
 fn stack() -> (mock::Spawn<Layered<Concurrency, Handler>>, mock::Handle<Request, Response>, Admission) {
     let admission = Admission::new(1, 1);
     let layer = concurrency(admission.clone(), Arc::new(Rejections::new("test")));
@@ -70,7 +70,7 @@ async fn without_a_free_permit_a_call_is_rejected_immediately_and_streams_have_t
     handle.next_request().await.expect("health reaches the handler");
     assert_eq!((admission.calls.used(), admission.streams.used()), (1, 1));
 
-    response.send_response(full());
+    response.send_response(ok_response());
     let response = first.await.expect("no panic").expect("a response");
     assert_eq!(admission.calls.used(), 1, "held until the response is encoded");
     let mut body = response.into_body();
