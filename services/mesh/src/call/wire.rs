@@ -29,8 +29,8 @@ pub(crate) enum Side {
 pub(crate) enum Reach {
     /// No instance could be reached.
     NotSent,
-    /// The instance reports that it has not begun.
-    NotBegun,
+    /// The instance reports that it has not processed it: REFUSED_STREAM, or beyond its GOAWAY.
+    Refused,
     /// It may have been served.
     Unknown,
 }

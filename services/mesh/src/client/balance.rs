@@ -74,7 +74,7 @@ impl Shared {
             attempt.visited.get().push(endpoint.clone());
             match Ticket::new(endpoint, permit, attempt.deadline).send(*request).await {
                 Ok(response) => return Ok(response),
-                Err(Failure::Lost(lost)) => return Err(lost),
+                Err(Failure::NoResponse(failed)) => return Err(failed),
                 Err(Failure::NotSent(unsent, why)) => {
                     failures.push(why);
                     request = unsent;
@@ -122,8 +122,8 @@ impl Ticket {
             };
             match &outcome {
                 Ok(response) => self.settle(code_of(response)),
-                Err(Failure::Lost(AttemptError { status, reach: Reach::Unknown })) => self.settle(status.code()),
-                Err(Failure::Lost(_) | Failure::NotSent(..)) => self.not_sent(),
+                Err(Failure::NoResponse(AttemptError { status, reach: Reach::Unknown })) => self.settle(status.code()),
+                Err(Failure::NoResponse(_) | Failure::NotSent(..)) => self.unprocessed(),
             }
             outcome
         }
@@ -174,8 +174,8 @@ impl Ticket {
         }
     }
 
-    /// Nothing was begun: the outcome is no evidence about the instance, except that it is probably stopping.
-    fn not_sent(mut self) {
+    /// Not sent, or refused: the outcome is no evidence about the instance, except that it is probably stopping.
+    fn unprocessed(mut self) {
         self.is_settled = true;
         self.endpoint.breaker.undecided(self.permit, Instant::now());
     }
@@ -243,7 +243,7 @@ impl Service<Request> for Balance {
         Box::pin(async move {
             match sending.await {
                 Ok(response) => Ok(response),
-                Err(Failure::Lost(lost)) => Err(lost),
+                Err(Failure::NoResponse(failed)) => Err(failed),
                 // Rare: boxed separately, or every call's future would be as large.
                 Err(Failure::NotSent(unsent, why)) => Box::pin(shared.go_on(unsent, attempt, vec![why])).await,
             }

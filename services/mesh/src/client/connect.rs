@@ -90,7 +90,7 @@ impl Connect for Tcp {
 
 /// Completes when the instance has sent its first bytes, the HTTP/2 SETTINGS. Before that there may be no server: the
 /// kernel accepts connections for a process that is stopped, is about to exit, or is at its connection limit, and of calls
-/// sent on one of these it would be unknown whether they were begun.
+/// sent on one of these it would be unknown whether they were processed.
 pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, String>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -36,7 +36,7 @@ pub(crate) enum Failure {
     /// It was not sent: another instance may take it.
     NotSent(Box<Request>, String),
     /// It was sent, and no response arrived.
-    Lost(AttemptError),
+    NoResponse(AttemptError),
 }
 
 /// One of the connections to an instance.
@@ -166,7 +166,7 @@ impl Endpoint {
     /// The outcome of a request that was sent on a connection.
     pub(crate) fn outcome(&self, index: usize, sent: Sent) -> Result<Response, Failure> {
         let mut error = match sent {
-            Ok(response) => return Ok(response.map(|body| incoming(body, |error| lost(error).status))),
+            Ok(response) => return Ok(response.map(|body| incoming(body, |error| attempt_error(error).status))),
             Err(error) => error,
         };
         Err(match error.take_message() {
@@ -175,7 +175,7 @@ impl Endpoint {
                 self.clear(&self.connections[index], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }
-            None => Failure::Lost(lost(error.error())),
+            None => Failure::NoResponse(attempt_error(error.error())),
         })
     }
 
@@ -220,10 +220,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The status of a broken stream or connection (gRPC's table of HTTP/2 errors).
-fn lost(error: &hyper::Error) -> AttemptError {
+fn attempt_error(error: &hyper::Error) -> AttemptError {
     let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not begun.
-    let not_begun = http2.is_some_and(|error| {
+    // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not processed.
+    let is_refused = http2.is_some_and(|error| {
         error.is_remote()
             && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
     });
@@ -236,7 +236,7 @@ fn lost(error: &hyper::Error) -> AttemptError {
         _ => Code::Unavailable,
     };
     let status = mesh_status(code, CONNECTION_LOST, format!("the connection was lost: {error}"));
-    AttemptError { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
+    AttemptError { status, reach: if is_refused { Reach::Refused } else { Reach::Unknown } }
 }
 
 #[cfg(test)]

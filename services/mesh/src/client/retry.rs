@@ -1,7 +1,7 @@
 //! The retry layer (gRFC A6): another attempt for a call that failed, if its policy allows it, no response has begun,
 //! the deadline permits it, and the target's budget allows it.
 //!
-//! Transparent retries: an attempt that the instance reports as not begun is repeated for any method, immediately and
+//! Transparent retries: an attempt that the instance refused, unprocessed, is repeated for any method, immediately and
 //! outside the budget, if its request is complete (also for a streaming response). A request that was not sent is given
 //! to another instance further in (`balance`), before this layer sees it.
 
@@ -39,7 +39,7 @@ use crate::status::code_name;
 
 /// The first attempt and two retries.
 pub(crate) const ATTEMPTS: u32 = 3;
-/// Transparent retries per call: an instance that shuts down rejects what it has not begun.
+/// Transparent retries per call: an instance that shuts down refuses what it has not processed.
 const TRANSPARENT: u32 = 3;
 /// Short: a retry goes to another instance, if there is one.
 const BACKOFF: Duration = Duration::from_millis(20);
@@ -268,12 +268,13 @@ impl Retries {
     }
 
     fn next(&self, failed: Failed) -> Next {
-        if failed.reach == Some(Reach::NotBegun) && self.transparent < TRANSPARENT {
+        if failed.reach == Some(Reach::Refused) && self.transparent < TRANSPARENT {
+            // The public name of refused calls in the metric.
             self.config.metrics.retry("NOT_BEGUN");
             return Next::Transparent;
         }
         let is_worth_it = match failed.reach {
-            Some(Reach::NotSent | Reach::NotBegun) => true,
+            Some(Reach::NotSent | Reach::Refused) => true,
             Some(Reach::Unknown) => self.may_repeat && failed.code == Code::Unavailable,
             None => {
                 self.may_repeat && matches!(failed.code, Code::Unavailable | Code::Aborted | Code::DeadlineExceeded)

@@ -1,5 +1,5 @@
 //! Lingering close: closing a socket with unread input sends RST, and the peer may then discard what it has not read
-//! yet: the last responses, and the GOAWAY that names the calls that were not begun. So late input is read and discarded
+//! yet: the last responses, and the GOAWAY that names the calls that were not processed. So late input is read and discarded
 //! until the peer closes too, or for a short time (as RFC 9112, section 9.6, recommends for HTTP/1.1).
 
 use std::io;

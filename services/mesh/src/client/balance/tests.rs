@@ -46,7 +46,7 @@ async fn a_deadline_counts_only_if_the_call_had_the_methods_full_timeout() {
         assert_eq!(is_taken_out(cancelled_by_caller), expected, "elapsed at the client");
     }
     assert!(!is_taken_out(|endpoint| drop(ticket(endpoint, until(5, true)))), "cancelled before its deadline");
-    assert!(!is_taken_out(|endpoint| ticket(endpoint, None).not_sent()));
+    assert!(!is_taken_out(|endpoint| ticket(endpoint, None).unprocessed()));
 }
 
 #[tokio::test(start_paused = true)]
