@@ -54,7 +54,7 @@ impl Server {
             let message = "the mesh secret is for loopback listeners only";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let (goaway, cut) = (self.goaway.clone(), CancellationToken::new());
+        let (goaway, force_close) = (self.goaway.clone(), CancellationToken::new());
         let connections = TaskTracker::new();
         let ready_now = *ready.borrow();
         self.health.set_serving(ready_now);
@@ -67,8 +67,8 @@ impl Server {
             while let Some((stream, peer)) = accept(&listener, &goaway).await {
                 let open = &self.limits.connections;
                 if let Some(connection) = open.serve(stream, peer, self.make_stack.clone(), goaway.clone()) {
-                    let cut = cut.clone();
-                    connections.spawn(async move { cut.run_until_cancelled(connection).await });
+                    let force_close = force_close.clone();
+                    connections.spawn(async move { force_close.run_until_cancelled(connection).await });
                 }
             }
         };
@@ -86,7 +86,7 @@ impl Server {
         connections.close();
         if tokio::time::timeout(self.drain_timeout, connections.wait()).await.is_err() {
             tracing::warn!(target: "ordermesh", connections = connections.len(), "drain timeout: open connections are closed");
-            cut.cancel();
+            force_close.cancel();
             connections.wait().await;
         }
         Ok(())
