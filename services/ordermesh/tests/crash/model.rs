@@ -5,8 +5,8 @@
 //! Decisions are made by the services' own tables (`lifecycle`, and the order's interpretation of responses): nothing is
 //! copied. Leases are omitted on purpose: they only save work, and correctness must not depend on them.
 //!
-//! A breadth-first search of its own: besides the invariants, it shows that a terminal state stays reachable from every
-//! state, which needs the whole graph.
+//! A breadth-first search of its own: besides the invariants, it shows that a state without pending effects (a terminal
+//! one, or NEEDS_ATTENTION) stays reachable from every state, which needs the whole graph.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -28,7 +28,7 @@ enum Without {
     GatewayTombstone,
     /// The order's driver records without comparing versions.
     OrderVersion,
-    /// A payment is recorded after the gateway call, not before: its driver's record is not compared.
+    /// The payment's driver records without comparing versions.
     PaymentVersion,
 }
 
@@ -279,7 +279,7 @@ impl GlobalState {
 
     /// The gateway's possible results of an effect: its row, the refunds it has refused, and the observation.
     fn gateway(self, effect: pay::Effect, without: Without) -> Vec<(Row, u8, Observation)> {
-        let notified = |row: Row| match row {
+        let observation_of = |row: Row| match row {
             Row::Charged => Observation::Charged,
             Row::Declined => Observation::Declined,
             Row::Refunded => Observation::Refunded,
@@ -287,7 +287,7 @@ impl GlobalState {
         };
         match (effect, self.row) {
             (pay::Effect::CreateCharge, Row::None) => {
-                [Row::Charged, Row::Declined].map(|row| (row, self.refused, notified(row))).to_vec()
+                [Row::Charged, Row::Declined].map(|row| (row, self.refused, observation_of(row))).to_vec()
             }
             (pay::Effect::CancelCharge, Row::None) => {
                 let row = if without == Without::GatewayTombstone { Row::None } else { Row::Tombstone };
@@ -300,7 +300,7 @@ impl GlobalState {
                 // A refund key has one result for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }
-            (_, row) => vec![(row, self.refused, notified(row))],
+            (_, row) => vec![(row, self.refused, observation_of(row))],
         }
     }
 
@@ -318,9 +318,9 @@ impl GlobalState {
             }
             let current = before.map_or(0, |payment| payment.refund);
             let state = pay::on_cancel(before.map(|payment| payment.state), refund.into(), current.into());
-            let asks_anew = before
+            let changes_payment = before
                 .is_none_or(|before| state != before.state || (state == Pay::Cancelling && !before.cancel_requested));
-            if asks_anew {
+            if changes_payment {
                 let mut after = self;
                 after.set_payment(Payment { state, cancel_requested: true, refund: refund.max(current) });
                 steps.push(("CancelPayment arrives", after));
@@ -349,7 +349,7 @@ impl GlobalState {
         }
     }
 
-    /// Nothing has a pending effect.
+    /// Nothing has a pending effect: the order is in a terminal state, or NEEDS_ATTENTION.
     fn is_at_rest(self) -> bool {
         life::pending_effect(self.order).is_none()
             && self.payment.is_none_or(|payment| pending_effect(payment).is_none())
@@ -371,7 +371,7 @@ struct Searched {
     /// Every reachable state.
     states: Vec<GlobalState>,
     /// The predecessor of each state, and the step from it.
-    came: Vec<Option<(usize, &'static str)>>,
+    predecessor: Vec<Option<(usize, &'static str)>>,
     /// The first state that breaks an invariant.
     wrong: Option<usize>,
     /// The number of states from which no state without pending effects is reachable.
@@ -381,21 +381,22 @@ struct Searched {
 
 impl Searched {
     /// The steps from the start to a state.
-    fn story(&self, mut index: usize) -> Vec<&'static str> {
-        let mut story = Vec::new();
-        while let Some((from, step)) = self.came[index] {
-            story.push(step);
+    fn path_to(&self, mut index: usize) -> Vec<&'static str> {
+        let mut path = Vec::new();
+        while let Some((from, step)) = self.predecessor[index] {
+            path.push(step);
             index = from;
         }
-        story.reverse();
-        story
+        path.reverse();
+        path
     }
 }
 
 /// Searches every reachable state, breadth first: the path to the first wrong one is the shortest.
 fn search(without: Without) -> Searched {
     let mut index_of: HashMap<GlobalState, usize> = HashMap::from([(GlobalState::START, 0)]);
-    let mut found = Searched { states: vec![GlobalState::START], came: vec![None], wrong: None, stuck: 0, steps: 0 };
+    let mut found =
+        Searched { states: vec![GlobalState::START], predecessor: vec![None], wrong: None, stuck: 0, steps: 0 };
     let mut edges: Vec<(usize, usize)> = Vec::new();
     let mut next = 0;
     while next < found.states.len() {
@@ -407,7 +408,7 @@ fn search(without: Without) -> Searched {
         for (name, after) in global.steps(without) {
             let index = *index_of.entry(after).or_insert_with(|| {
                 found.states.push(after);
-                found.came.push(Some((next, name)));
+                found.predecessor.push(Some((next, name)));
                 found.states.len() - 1
             });
             edges.push((index, next));
@@ -415,12 +416,12 @@ fn search(without: Without) -> Searched {
         next += 1;
     }
     found.steps = edges.len();
-    found.stuck = found.states.len() - can_rest(&found.states, edges);
+    found.stuck = found.states.len() - count_that_can_complete(&found.states, edges);
     found
 }
 
 /// The number of states from which one without pending effects is reachable: by a backward search from these.
-fn can_rest(states: &[GlobalState], mut edges: Vec<(usize, usize)>) -> usize {
+fn count_that_can_complete(states: &[GlobalState], mut edges: Vec<(usize, usize)>) -> usize {
     edges.sort_unstable();
     let from = |to: usize| {
         let start = edges.partition_point(|edge| edge.0 < to);
@@ -440,10 +441,10 @@ fn can_rest(states: &[GlobalState], mut edges: Vec<(usize, usize)>) -> usize {
 }
 
 #[test]
-fn no_interleaving_charges_wrongly_and_a_terminal_state_is_always_reachable() {
+fn no_interleaving_charges_wrongly_and_a_state_without_pending_effects_is_always_reachable() {
     let found = search(Without::Nothing);
-    let story = found.wrong.map(|index| (found.states[index], found.story(index)));
-    assert_eq!(story, None);
+    let counterexample = found.wrong.map(|index| (found.states[index], found.path_to(index)));
+    assert_eq!(counterexample, None);
     assert_eq!(found.stuck, 0, "states that can never complete");
     println!("model: {} states, {} steps", found.states.len(), found.steps);
     // Every state was visited.
@@ -457,28 +458,28 @@ fn no_interleaving_charges_wrongly_and_a_terminal_state_is_always_reachable() {
 }
 
 /// Removing a part of the design must break an invariant: returns the steps to it.
-fn is_missed(without: Without) -> Vec<&'static str> {
+fn counterexample_without(without: Without) -> Vec<&'static str> {
     let found = search(without);
     let index = found.wrong.unwrap_or_else(|| panic!("{without:?} is not needed"));
-    let story = found.story(index);
-    println!("without {without:?}: {:?} after {story:#?}", found.states[index].order);
-    story
+    let path = found.path_to(index);
+    println!("without {without:?}: {:?} after {path:#?}", found.states[index].order);
+    path
 }
 
 #[test]
 fn without_cancel_payments_tombstone_a_stalled_process_payment_charges_a_cancelled_order() {
-    let story = is_missed(Without::PaymentTombstone);
-    assert!(story.contains(&"the customer cancels") && story.contains(&"ProcessPayment arrives"), "{story:?}");
+    let path = counterexample_without(Without::PaymentTombstone);
+    assert!(path.contains(&"the customer cancels") && path.contains(&"ProcessPayment arrives"), "{path:?}");
 }
 
 #[test]
 fn without_the_gateways_tombstone_a_late_charge_is_made_for_a_cancelled_order() {
-    let story = is_missed(Without::GatewayTombstone);
-    assert!(story.contains(&"the customer cancels"), "{story:?}");
+    let path = counterexample_without(Without::GatewayTombstone);
+    assert!(path.contains(&"the customer cancels"), "{path:?}");
 }
 
 #[test]
 fn without_compare_and_set_a_late_driver_breaks_the_order() {
-    is_missed(Without::OrderVersion);
-    is_missed(Without::PaymentVersion);
+    counterexample_without(Without::OrderVersion);
+    counterexample_without(Without::PaymentVersion);
 }
