@@ -82,7 +82,7 @@ pub const MIGRATIONS: &[Migration] = &[
         ],
         postgres: &[],
     },
-    // Indexes of large tables: IF NOT EXISTS, so that they can be created without a lock before (deploy/RUNBOOK.md).
+    // Indexes of large tables: IF NOT EXISTS, as CREATE INDEX CONCURRENTLY may have made them (deploy/RUNBOOK.md).
     Migration {
         version: 2,
         name: "index unpaid orders by customer",

@@ -16,10 +16,10 @@ use crate::error::Error;
 use crate::order::Scope;
 use crate::store::Store;
 
-/// The most time between reads of the watched orders' versions: a notification may be lost.
-const MAX_INTERVAL: Duration = Duration::from_millis(250);
-/// The least time between them.
-const MIN_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a notification is waited for before the watched orders' versions are read anyway: it may be lost.
+const NOTIFICATION_TIMEOUT: Duration = Duration::from_millis(250);
+/// The least pause after a read.
+const MIN_PAUSE: Duration = Duration::from_millis(5);
 /// The most orders of a statement.
 const MAX_READ: usize = 1_024;
 
@@ -136,7 +136,7 @@ impl Subscriptions {
                 if self.watched().is_empty() {
                     self.subscribed.notified().await;
                 }
-                let _ = tokio::time::timeout(MAX_INTERVAL, notifications.notified()).await;
+                let _ = tokio::time::timeout(NOTIFICATION_TIMEOUT, notifications.notified()).await;
             };
             if shutdown.run_until_cancelled(due).await.is_none() {
                 return;
@@ -156,7 +156,7 @@ impl Subscriptions {
             }
             // A notification does not say which order: with many watched orders they are read less often, so that this
             // takes a fifth of a connection's time at most.
-            tokio::time::sleep(MIN_INTERVAL.max(4 * began.elapsed())).await;
+            tokio::time::sleep(MIN_PAUSE.max(4 * began.elapsed())).await;
         }
     }
 
