@@ -1,4 +1,4 @@
-"""The repository's language: no file uses a word of words.txt. Exceptions are below, each with its reason."""
+"""The repository's language: no tracked file of SUFFIXES uses a word of words.txt. Exceptions are below, each with its reason."""
 
 import re
 import subprocess
