@@ -22,7 +22,7 @@ fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor
     }
     system.signal("-KILL");
     system.supervisor.wait().expect("it exits");
-    system.until_no_port_listens();
+    system.until_first_admin_ports_are_free();
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl TestSystem {
         (Self { supervisor, port_base, _folder: folder, data_dir }, output)
     }
 
+    /// Those of each service's first instance.
     pub(crate) fn admin_ports(&self) -> Vec<u16> {
         [101, 201, 301, 401, 501].iter().map(|offset| self.port_base + 1_000 + offset).collect()
     }
@@ -75,7 +76,7 @@ impl TestSystem {
         pids.filter(|pid| parent(*pid) == Some(self.supervisor.id())).collect()
     }
 
-    pub(crate) fn until_no_port_listens(&self) {
+    pub(crate) fn until_first_admin_ports_are_free(&self) {
         for port in self.admin_ports() {
             until(&format!("port {port} is free"), || TcpStream::connect(("127.0.0.1", port)).is_err());
         }
