@@ -67,7 +67,7 @@ fn a_policy_that_satisfies_every_rule_is_rendered() {
         "Idempotency::Unknown",
         "streaming: false",
     ] {
-        assert!(rendered.contains(part), "{part} in {rendered}");
+        assert!(rendered.contains(part), "expected {part} in {rendered}");
     }
 }
 
@@ -337,5 +337,5 @@ fn debug_output_contains_every_field_but_secrets() {
         printed.iter().filter_map(|(text, _)| text.split(' ').next().map(str::to_owned)).collect();
     let expected = messages_with_secrets();
     assert_eq!(expected.len(), 9, "{expected:?}");
-    assert!(expected.is_subset(&named), "{expected:?} in {named:?}");
+    assert!(expected.is_subset(&named), "expected {expected:?} in {named:?}");
 }

@@ -104,7 +104,7 @@ async fn a_slow_charge_finds_the_tombstone_written_in_the_meantime() {
     let tombstone = merchant.cancel("order-1").await.expect("cancelled");
     assert_eq!(tombstone.status(), ChargeStatus::Cancelled, "the charge had not committed");
     let (response, took) = late.await.expect("no panic");
-    assert!(took >= slow, "it was in progress before the tombstone: {took:?}");
+    assert!(took >= slow, "expected it in progress before the tombstone: {took:?}");
     assert_eq!(response.expect("a response"), tombstone);
     assert_eq!(merchant.ledger().await, [tombstone]);
 }

@@ -78,6 +78,6 @@ fn entities_stay_in_the_store() {
             if name.contains("store") { inside += 1 } else { outside.push(format!("{service}: {name}")) }
         }
     }
-    assert!(inside >= 5, "the control case: {inside}");
+    assert!(inside >= 5, "control: expected more inside: {inside}");
     assert_eq!(outside, [] as [String; 0]);
 }

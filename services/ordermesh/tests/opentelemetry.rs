@@ -205,7 +205,7 @@ async fn spans_and_log_records_have_the_resource_of_the_variables() {
     let warned = logs.scope_logs.iter().flat_map(|scope| &scope.log_records).any(|record| {
         record.severity_text == "WARN" && format!("{:?}", record.body).contains("neither a certificate nor")
     });
-    assert!(warned, "a service without a mesh secret warns: {logs:?}");
+    assert!(warned, "expected a warning without a mesh secret: {logs:?}");
     for resource in [spans.resource.as_ref(), logs.resource.as_ref()] {
         let of = |name| text(resource.expect("a resource"), name);
         assert_eq!(of("service.name").as_deref(), Some("catalog-eu"));

@@ -133,7 +133,7 @@ fn the_settings_match_the_help_texts() {
     let platform = &of[..4];
     let common: Vec<Setting> =
         of[0].1.iter().filter(|setting| platform.iter().all(|(_, all)| all.contains(setting))).cloned().collect();
-    assert!(common.len() > 10, "the common settings: {common:?}");
+    assert!(common.len() > 10, "expected more common settings: {common:?}");
     let mut text = table("**The whole system** (`ordermesh` without a subcommand):", &settings(None));
     let not_the_gateways = common.iter().filter(|setting| of[4].1.iter().all(|other| other.flag != setting.flag));
     let flags = not_the_gateways.map(|setting| setting.flag.split(' ').next());
@@ -143,7 +143,7 @@ fn the_settings_match_the_help_texts() {
     text += &table(&title, &common);
     for (service, all) in &of {
         let own: Vec<Setting> = all.iter().filter(|setting| !common.contains(setting)).cloned().collect();
-        assert!(!own.is_empty(), "{service} has settings of its own");
+        assert!(!own.is_empty(), "expected settings of {service}'s own");
         text += &table(&format!("**`{service}`**:"), &own);
     }
     text.push('\n');
@@ -185,7 +185,7 @@ fn every_test_cited_by_the_documents_exists() {
                 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         })
         .collect();
-    assert!(names.len() >= 40, "tests behind promises and invariants: {names:?}");
+    assert!(names.len() >= 40, "expected more tests behind promises and invariants: {names:?}");
     let mut code = String::new();
     for folder in ["services", "proto", "gateway-mock"] {
         sources(&root().join(folder), &mut code);

@@ -36,7 +36,7 @@ fn output_of_failed_start(folder: &Path, args: &[&str], env: &[(&str, &str)]) ->
     let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
     assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
     assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");
-    assert!(!said.contains("retrying:"), "an invalid setting is not retried: {said}");
+    assert!(!said.contains("retrying:"), "expected no retry of an invalid setting: {said}");
     said
 }
 

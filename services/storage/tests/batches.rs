@@ -207,7 +207,11 @@ async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
         let results = fixture.commit(&[1, 2, 3, ALONE, 5]).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         assert!(fixture.batches.lock().contains(&vec![ALONE]));
-        assert!(fixture.batches.lock().len() <= 4, "the others stay together: {:?}", fixture.batches.lock());
+        assert!(
+            fixture.batches.lock().len() <= 4,
+            "expected the others to stay together: {:?}",
+            fixture.batches.lock()
+        );
         assert_eq!(fixture.numbers().await, [1, 2, 3, 5, ALONE]);
     }
 }
@@ -242,7 +246,7 @@ async fn an_unavailable_database_fails_a_batch_once() {
     drop(server);
     let results = fixture.commit(&(0..64).collect::<Vec<_>>()).await;
     assert!(results.iter().all(|result| matches!(result, Err(Rejected::Storage(_)))), "{results:?}");
-    assert!(fixture.batches.lock().len() <= 8, "it is not halved: {:?}", fixture.batches.lock().len());
+    assert!(fixture.batches.lock().len() <= 8, "expected not to be halved: {:?}", fixture.batches.lock().len());
 }
 
 #[tokio::test]

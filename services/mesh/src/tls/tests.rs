@@ -34,7 +34,7 @@ fn a_renewal_is_loaded_if_it_names_this_service_and_clients_would_accept_it() {
     let without_our_name = Names { dns: vec!["elsewhere".into()], ..ours.clone() };
     for names in [Names::of_service(DOMAIN, "data"), without_our_name] {
         write(&folder, &authority, &issue(&authority, &names, 7));
-        assert!(identity.reload(None).is_some(), "it is rejected: {names:?}");
+        assert!(identity.reload(None).is_some(), "expected to be rejected: {names:?}");
         assert_eq!((identity.service().as_str(), days_left()), ("order", 1));
     }
     write(&folder, &authority, &issue(&authority, &ours, 7));

@@ -59,7 +59,7 @@ async fn an_instance_that_hangs_is_avoided() {
             request.set_timeout(std::time::Duration::from_secs(1));
             answered += usize::from(call(&channel, SAY, request).await.is_ok());
         }
-        assert!(answered >= 2, "at most one call goes to the hung instance: {answered} of 3 answered");
+        assert!(answered >= 2, "expected at most one call to go to the hung instance: {answered} of 3 answered");
     }
 }
 

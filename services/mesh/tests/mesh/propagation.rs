@@ -148,7 +148,10 @@ async fn the_configured_headers_are_propagated_and_no_others() {
     assert_eq!(with_propagation(Propagation::NONE, true, 0x82).await, ["", "", ""]);
     assert!(observed().spans_of(&trace_id(0x82)).is_empty(), "none is read either");
     let [span_ref, _, baggage] = with_propagation(both, false, 0x83).await;
-    assert!(span_ref.contains(&trace_id(0x83)) && baggage.is_empty(), "an external service gets no baggage: {baggage}");
+    assert!(
+        span_ref.contains(&trace_id(0x83)) && baggage.is_empty(),
+        "expected no baggage for an external service: {baggage}"
+    );
 }
 
 #[tokio::test]

@@ -290,7 +290,7 @@ async fn a_client_rejects_a_server_without_a_platform_name() {
     ];
     for (names, validity, why) in table {
         let error = connect(&names, validity).await.expect_err("rejected");
-        assert!(error.contains(why), "{error} for {why}");
+        assert!(error.contains(why), "expected {why}: {error}");
     }
     // Plaintext is not TLS.
     let plain = World::new().await;

@@ -12,7 +12,10 @@ fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor
     }
     let password = std::fs::read_to_string(system.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(!stderr.contains(password) && stderr.contains("operator.txt"), "a pipe is not a terminal: {stderr}");
+    assert!(
+        !stderr.contains(password) && stderr.contains("operator.txt"),
+        "expected no password, because a pipe is not a terminal: {stderr}"
+    );
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(system.data_dir.join(name)).expect(name).permissions().mode() & 0o077
@@ -48,7 +51,10 @@ fn sigterm_stops_everything_with_success() {
     system.signal("-TERM");
     assert!(system.supervisor.wait().expect("it exits").success());
     for port in system.admin_ports() {
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left after its exit");
+        assert!(
+            TcpStream::connect(("127.0.0.1", port)).is_err(),
+            "expected no child after its exit, but port {port} is open"
+        );
     }
 }
 

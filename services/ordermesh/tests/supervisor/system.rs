@@ -121,7 +121,7 @@ fn parent(pid: u32) -> Option<u32> {
 pub(crate) fn kill(signal: &str, pid: u32) {
     // The shell's builtin: not every machine has a `kill` program.
     let killed = Command::new("sh").args(["-c", &format!("kill {signal} {pid}")]).status().expect("sh");
-    assert!(killed.success(), "{pid} is running");
+    assert!(killed.success(), "kill {signal} {pid} failed");
 }
 
 /// Polls for a state of other processes that nothing notifies about.

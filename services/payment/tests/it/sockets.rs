@@ -257,7 +257,7 @@ async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
     let command = request("pm_gateway_answerLost");
     let pending = world.process(command.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];
-    assert!(known_so_far.contains(&pending.state()), "the known state is an answer: {pending:?}");
+    assert!(known_so_far.contains(&pending.state()), "expected the known state as an answer: {pending:?}");
     world.order_service.wait_for_confirmation().await;
     let known = world.get(&command.order_id).await;
     assert_eq!(known.payment.expect("a payment").state(), PaymentState::Succeeded);

@@ -131,7 +131,7 @@ fn forms(received: &Received) -> (bool, bool, Vec<f64>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn temporality_and_aggregation_are_those_of_the_variables() {
     let (cumulative, exponential, bounds) = forms(&received(&[]).await);
-    assert!(cumulative && !exponential && bounds.contains(&0.000_025), "our own buckets: {bounds:?}");
+    assert!(cumulative && !exponential && bounds.contains(&0.000_025), "expected our own buckets: {bounds:?}");
     let delta = set("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
     assert!(!forms(&received(&[delta]).await).0);
     let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";

@@ -109,7 +109,10 @@ async fn only_a_certificate_of_the_private_ca_is_trusted() {
         assert!(!is_exported(&collector, protocol, &other).await, "{protocol}: another CA");
         let of_traces = ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", world.file("other-ca.pem"));
         let mixed = [(CERTIFICATE, world.file("ours-ca.pem")), of_traces];
-        assert!(!is_exported(&collector, protocol, &mixed).await, "{protocol}: a signal's own takes precedence");
+        assert!(
+            !is_exported(&collector, protocol, &mixed).await,
+            "{protocol}: expected a signal's own to take precedence"
+        );
     }
 }
 
