@@ -77,7 +77,7 @@ pub async fn run(
     let server = mesh::ServerConfig {
         tls: identity.as_ref().map(Identity::server),
         descriptors: &[contracts::DESCRIPTORS],
-        services: &[SERVICE_NAME],
+        services: vec![SERVICE_NAME],
         trust_client_trace_context: config.telemetry.trust_client_trace_context,
         ..config.server.configure(mesh::ServerConfig::new(SERVICE, contracts::POLICIES, authorizer))
     };

@@ -5,6 +5,7 @@
 //! - [`settings`]: the settings common to all services
 //! - [`start`]: start-up, from settings to a running server, and the drain
 //! - `health`: readiness and liveness
+//! - [`admin`]: mesh.v1.MeshAdminService
 //! - [`audit`]: the actor of an audited change
 //! - [`events`]: which completed operations become events (the table of the README), and their way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
@@ -16,6 +17,7 @@
 
 #![expect(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kernel::error::chain;
@@ -23,6 +25,7 @@ use mesh::{Kind, Rejection};
 use telemetry::LogLimit;
 use tokio::time::Instant;
 
+pub mod admin;
 pub mod audit;
 pub mod decode;
 pub mod events;
@@ -37,6 +40,7 @@ pub mod settings;
 pub mod start;
 pub mod to_proto;
 
+pub use admin::DriverState;
 pub use decode::{Decoded, Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use opaque::{Opaque, OpaqueError};
@@ -46,6 +50,18 @@ pub use settings::{
     TelemetrySettings, TlsSettings, UserPeer,
 };
 pub use start::{Chassis, Error, Served};
+
+static VERSION: OnceLock<&'static str> = OnceLock::new();
+
+/// Sets the version of the program, for snapshots: its commit, for example. The first one stays.
+pub fn set_version(version: &'static str) {
+    let _ = VERSION.set(version);
+}
+
+/// The program's version; this crate's if it has set none.
+pub(crate) fn version() -> &'static str {
+    VERSION.get().copied().unwrap_or(env!("CARGO_PKG_VERSION"))
+}
 
 /// When a caller may retry if the store is unavailable.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);

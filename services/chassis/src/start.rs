@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kernel::{Clock, IdSource, SystemClock, SystemIds};
+use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
 use mesh::tls::Identity;
-use mesh::{Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Quota, ServerConfig, SharedSecret};
+use mesh::{
+    Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Monitor, Quota, ServerConfig, SharedSecret,
+};
 use parking_lot::Mutex;
 use storage::ownership;
 use storage::{Database, Migration};
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use crate::admin::{self, Admin, ReadDriver};
 use crate::events::{self, Sink};
 use crate::health;
 use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
@@ -48,6 +51,8 @@ pub struct Served {
     pub keys: Arc<dyn KeySource>,
     /// Rate limits per caller and method, by path.
     pub rate_limits: Vec<(&'static str, Quota)>,
+    /// The work in the background, if the service has any.
+    pub driver: Option<ReadDriver>,
 }
 
 /// What every service is built on.
@@ -69,6 +74,9 @@ pub struct Chassis {
     /// The service's own background tasks, which shutdown waits for.
     pub tasks: TaskTracker,
     settings: Settings,
+    /// Observes the calls of the server and of all channels.
+    monitor: Monitor,
+    started: Timestamp,
     /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
     shutdown_requested: CancellationToken,
     identity: Option<Identity>,
@@ -114,7 +122,7 @@ impl Chassis {
             service,
             db: db.clone(),
             events: Arc::new(sink),
-            clock,
+            clock: clock.clone(),
             ids: Arc::new(SystemIds),
             shutdown: CancellationToken::new(),
             shutdown_requested: shutdown,
@@ -122,6 +130,8 @@ impl Chassis {
             identity,
             secret,
             settings: settings.clone(),
+            monitor: Monitor::new(service),
+            started: clock.now(),
             drained: CancellationToken::new(),
             unwritten: Arc::new(Mutex::new(Some(waiting))),
             writer: TaskTracker::new(),
@@ -193,7 +203,8 @@ impl Chassis {
         let events = Some(self.events.clone());
         let tls = self.identity.as_ref().map(|identity| identity.client(target));
         let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
-        mesh::client(ClientConfig { credentials, events, is_mesh_service, tls, ..config })
+        let monitor = self.monitor.clone();
+        mesh::client(ClientConfig { credentials, events, monitor, is_mesh_service, tls, ..config })
     }
 
     /// Serves until shutdown is requested, then drains: calls in flight end, background tasks end, the last events are
@@ -215,7 +226,7 @@ impl Chassis {
         self,
         served: Served,
         listener: TcpListener,
-        admin: Option<TcpListener>,
+        admin_listener: Option<TcpListener>,
     ) -> Result<(), Error> {
         let listen = listener.local_addr().map_err(Error::Serve)?;
         if self.secret.is_some() && !listen.ip().is_loopback() {
@@ -229,21 +240,39 @@ impl Chassis {
             authorizer = authorizer.with_mesh_secret(secret.clone());
         }
         let settings = &self.settings;
+        let services = [served.health_services, &[admin::SERVICE_NAME]].concat();
         let config = ServerConfig {
             tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
-            services: served.health_services,
-            rate_limits: served.rate_limits,
+            monitor: self.monitor.clone(),
+            services: services.clone(),
+            rate_limits: served.rate_limits.clone(),
             trust_client_trace_context: settings.telemetry.trust_client_trace_context,
             ..settings.server.configure(ServerConfig::new(self.service, contracts::POLICIES, authorizer))
         };
+        let admin = Admin {
+            service: self.service,
+            instance: self.instance.clone(),
+            monitor: self.monitor.clone(),
+            identity: self.identity.clone(),
+            driver: served.driver,
+            started: self.started,
+            clock: self.clock.clone(),
+            db: self.db.clone(),
+            policies: contracts::POLICIES.of(&services),
+            quotas: served.rate_limits,
+            max_message_bytes: config.max_message_bytes,
+            shutdown_requested: self.shutdown_requested.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let routes = served.routes.add_service(admin.into_server());
         self.store_events(events::in_outbox(self.db.clone()));
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };
         self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.shutdown_requested.clone(), health));
-        if let Some(admin) = admin {
-            tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), is_alive, self.drained.clone()));
+        if let Some(admin_listener) = admin_listener {
+            tokio::spawn(mesh::serve_admin(admin_listener, is_ready.clone(), is_alive, self.drained.clone()));
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
         let (shutdown_requested, drain) =
@@ -252,8 +281,7 @@ impl Chassis {
             shutdown_requested.cancelled().await;
             Instant::now() + drain
         });
-        let result =
-            mesh::server(config, served.routes).serve(listener, is_ready, self.shutdown_requested.clone()).await;
+        let result = mesh::server(config, routes).serve(listener, is_ready, self.shutdown_requested.clone()).await;
         // Also when the server failed without a requested shutdown.
         self.shutdown_requested.cancel();
         self.shutdown.cancel();

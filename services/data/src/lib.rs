@@ -96,7 +96,7 @@ pub async fn run(
     let rate_limits =
         config.search_quota.map(|quota| ("/data.v1.CatalogService/ListProducts", quota)).into_iter().collect();
     let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
-    chassis.serve(Served { routes, health_services, keys, rate_limits }, listener, admin).await
+    chassis.serve(Served { routes, health_services, keys, rate_limits, driver: None }, listener, admin).await
 }
 
 fn watch(chassis: &Chassis, config: &Config, events: &TraceEvents) -> Watch {

@@ -44,7 +44,7 @@ impl Service<http::Request<Body>> for Echo {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = ServerConfig {
-        services: &["echo.v1.Echo"],
+        services: vec!["echo.v1.Echo"],
         trust_client_trace_context: true,
         ..ServerConfig::new("echo", POLICIES, Authorizer::new(POLICIES))
     };

@@ -1,5 +1,6 @@
 //! What the server's outermost layer determines about a call, once: the other layers read it.
 
+pub(crate) mod caller_class;
 pub(crate) mod deadline;
 pub(crate) mod metrics;
 pub(crate) mod record;

@@ -11,6 +11,7 @@ mod endpoint;
 mod endpoints;
 mod load;
 mod metrics;
+mod observed_target;
 mod reconnect;
 mod retry;
 mod rng;
@@ -22,10 +23,11 @@ use std::task::{Context, Poll};
 
 use ::telemetry::{EventSink, Propagation};
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
-use crate::call::wire::{Request, Response};
+use crate::call::wire::{Request, Response, Side};
 use crate::client::balance::Balance;
 use crate::client::connect::Tcp;
 use crate::client::deadline::{ClientDeadline, client_deadline};
@@ -33,12 +35,16 @@ use crate::client::discovery::{Addresses, SystemResolver};
 use crate::client::endpoint::EndpointConfig;
 use crate::client::endpoints::Endpoints;
 use crate::client::metrics::ClientMetrics;
+use crate::client::observed_target::ObservedTarget;
 use crate::client::reconnect::Reconnect;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::{Retry, RetryConfig, retry};
 use crate::client::rng::{Rng, SystemRng};
-use crate::client::telemetry::{ClientTelemetry, client_telemetry};
+use crate::client::telemetry::{ClientTelemetry, ClientTelemetryConfig, client_telemetry};
 use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
+use crate::monitor::Monitor;
+use crate::monitor::observed::Observer;
+use crate::monitor::statistics::CallTable;
 use crate::policy::PolicyTable;
 use crate::tls::ClientTls;
 
@@ -54,6 +60,8 @@ pub struct ClientConfig {
     pub credentials: Credentials,
     /// Where events of calls go that got no response.
     pub events: Option<Arc<dyn EventSink>>,
+    /// Observes the calls.
+    pub monitor: Monitor,
     /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
     pub is_mesh_service: bool,
     /// Connections to each instance.
@@ -75,6 +83,7 @@ impl ClientConfig {
             policies,
             credentials: Credentials::None,
             events: None,
+            monitor: Monitor::new("client"),
             is_mesh_service: false,
             connections: 1,
             tls: None,
@@ -88,7 +97,8 @@ impl ClientConfig {
 /// when the last clone is dropped.
 #[derive(Clone)]
 pub struct Channel {
-    target: &'static str,
+    /// In snapshots while the channel exists.
+    target: Arc<ObservedTarget>,
     stack: ClientTelemetry<ClientDeadline<Retry<WithCredentials<Balance>>>>,
 }
 
@@ -99,12 +109,28 @@ pub fn client(config: ClientConfig) -> Channel {
     let endpoints = endpoints(&config, rng.clone(), metrics.clone());
     metrics.export_retry_budget(&budget);
     endpoints.export_load();
+    let observer = Observer::new(config.monitor.clone(), Side::Client, config.target, CallTable::new(config.policies));
+    let target = Arc::new(ObservedTarget {
+        name: config.target,
+        observer: observer.clone(),
+        endpoints: endpoints.clone(),
+        metrics: metrics.clone(),
+        budget: budget.clone(),
+    });
+    config.monitor.register(&target);
     let retrying = RetryConfig { is_on: config.retries, budget, rng, metrics };
+    let telemetry = ClientTelemetryConfig {
+        policies: config.policies,
+        events: config.events,
+        is_mesh_service: config.is_mesh_service,
+        propagation: config.propagation,
+        observer,
+    };
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
-        .layer(client_telemetry(config.policies, config.events, config.is_mesh_service, config.propagation))
+        .layer(client_telemetry(telemetry))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline())
         // Outside of what is chosen for each attempt: credentials and instance.
@@ -114,7 +140,7 @@ pub fn client(config: ClientConfig) -> Channel {
         // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
         // reachable.
         .service(Balance::new(endpoints));
-    Channel { target: config.target, stack }
+    Channel { stack, target }
 }
 
 fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetrics>) -> Arc<Endpoints> {
@@ -127,6 +153,7 @@ fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetric
     let endpoints = EndpointConfig {
         connections: config.connections,
         has_tls: config.tls.is_some(),
+        began: Instant::now(),
         has_address_labels: matches!(config.addresses, Addresses::Fixed(_)),
         rng,
         metrics,
@@ -150,6 +177,6 @@ impl Service<Request> for Channel {
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Channel").field("target", &self.target.name).finish_non_exhaustive()
     }
 }

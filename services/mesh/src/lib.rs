@@ -14,6 +14,7 @@
 //! - `identity`: credentials, access tokens, the authorizer, the caller
 //! - [`tls`]: mutual TLS
 //! - `body`, `io`: bodies and streams that wrap others
+//! - `monitor`: statistics of calls, and taps
 //! - `ops`: health, reflection, the admin port, gauges
 //! - `status`: a service's error as a gRPC status
 
@@ -22,12 +23,14 @@ mod call;
 mod client;
 mod identity;
 mod io;
+mod monitor;
 mod ops;
 pub mod policy;
 mod server;
 mod status;
 pub mod tls;
 
+pub use call::caller_class::CallerClass;
 pub use call::deadline::time_left;
 pub use client::attributes::{ATTEMPT, CallAttributes};
 pub use client::discovery::{Addresses, AddressesError};
@@ -37,6 +40,12 @@ pub use identity::caller::{Caller, Role, Untraced, caller, operation, untraced};
 pub use identity::credentials::Credentials;
 pub use identity::secret::SharedSecret;
 pub use identity::token::{KeySource, VerifyingKey};
+pub use monitor::Monitor;
+pub use monitor::snapshot::{
+    BreakerState, CallSummary, CalledMethod, CallerCalls, EndpointState, LimitUse, ServedMethod, ServerSnapshot,
+    Snapshot, Target, Window,
+};
+pub use monitor::tap::{Tap, TapCut, TapFilter, TapSide, TappedCall, TooManyTaps};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use server::config::{
@@ -49,4 +58,4 @@ pub use server::listen::listen;
 pub use server::memory_limit::budget_of;
 pub use server::serve::Server;
 pub use server::server;
-pub use status::{Kind, Rejected, Rejection, Violation, error_class, status};
+pub use status::{Kind, Rejected, Rejection, Violation, code_name, error_class, status};

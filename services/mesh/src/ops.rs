@@ -3,4 +3,5 @@
 pub(crate) mod admin;
 pub(crate) mod health;
 pub(crate) mod limit_metrics;
+pub(crate) mod observed_server;
 pub(crate) mod reflection;

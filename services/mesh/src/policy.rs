@@ -114,7 +114,8 @@ impl PolicyTable {
     }
 
     /// The table of these services' methods only. A server makes one when it is built, and leaks it.
-    pub(crate) fn of(&self, services: &[&str]) -> Self {
+    #[must_use]
+    pub fn of(&self, services: &[&str]) -> Self {
         let of_them = |method: &&MethodPolicy| services.contains(&method.service());
         let methods: Vec<_> = self.0.iter().filter(of_them).copied().collect();
         if methods.len() == self.0.len() { *self } else { Self(methods.leak()) }

@@ -24,8 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
+use crate::call::wire::Side;
+use crate::monitor::observed::Observer;
+use crate::monitor::statistics::CallTable;
 use crate::ops::health::Health;
 use crate::ops::limit_metrics::{self, ServerLimits};
+use crate::ops::observed_server::ObservedServer;
 use crate::ops::reflection;
 use crate::server::config::ServerConfig;
 use crate::server::connection::{Connections, MakeStack};
@@ -54,19 +58,21 @@ const STREAM_GRACE: Duration = Duration::from_secs(1);
 
 /// Wraps a service's routes in the mesh, and adds health and reflection (which the routes must not contain).
 pub fn server(config: ServerConfig, routes: Routes) -> Server {
-    let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
+    let services = if config.services.is_empty() { config.policies.services() } else { config.services };
     let policies = config.policies.of(&services);
     let authorizer = config.authorizer.serving(policies);
     let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
     let rejections = Arc::new(Rejections::new(config.service));
+    let observer = Observer::new(config.monitor.clone(), Side::Server, config.service, CallTable::new(policies));
     let telemetry = ServerTelemetryConfig {
         authorizer: authorizer.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
         rejections: rejections.clone(),
+        observer: observer.clone(),
     };
     let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
     let limits = Arc::new(ServerLimits {
@@ -82,6 +88,13 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         )),
     });
     limit_metrics::export(&limits);
+    let observed = Arc::new(ObservedServer {
+        observer,
+        health: health.clone(),
+        limits: limits.clone(),
+        rejections: rejections.clone(),
+    });
+    config.monitor.register(&observed);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
@@ -117,6 +130,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         tokens: authorizer.tokens(),
         accepts_secret: authorizer.accepts_secret(),
         limits,
+        _observed: observed,
         goaway,
         pre_drain_delay: config.pre_drain_delay,
         drain_timeout: config.drain_timeout,

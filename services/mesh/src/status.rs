@@ -27,6 +27,9 @@ pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
 /// The reason of a client's error when the connection was lost before the response arrived.
 pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
 
+/// The number of status codes.
+pub(crate) const CODES: usize = Code::Unauthenticated as usize + 1;
+
 /// The suffix of the domains of this platform's errors.
 const PLATFORM: &str = ".ordermesh";
 /// ErrorInfo's metadata key for the class of an error's cause: see [`Rejection::cause`].
@@ -276,7 +279,7 @@ pub(crate) fn no_such_method() -> Status {
 }
 
 /// The code's name in the gRPC specification.
-pub(crate) fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

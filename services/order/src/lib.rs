@@ -107,7 +107,7 @@ pub async fn run(
     // Lists are cut below this limit; a larger response is rejected here, as a client would reject it.
     let max = mesh::MAX_RESPONSE_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(max))
-        .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
+        .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver: driver.clone() }))
         .add_service(
             InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(max),
         );
@@ -120,6 +120,12 @@ pub async fn run(
             .map(|quota| ("/order.v1.OrderService/CreateOrder", quota))
             .into_iter()
             .collect(),
+        driver: Some(Arc::new(move || read_driver(&driver))),
     };
     chassis.serve(served, listener, admin).await
+}
+
+fn read_driver(driver: &driver::Driver) -> chassis::DriverState {
+    let max_in_flight = driver.context().options.max_drives;
+    chassis::DriverState { items: "orders", in_flight: driver.in_flight(), max_in_flight }
 }

@@ -83,6 +83,14 @@ pub async fn run(
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "payment", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
+    let read_driver = {
+        let driver = driver.clone();
+        Arc::new(move || chassis::DriverState {
+            items: "payments",
+            in_flight: driver.in_flight(),
+            max_in_flight: driver.context().options.max_drives,
+        })
+    };
     let processor = process::Processor {
         store: store.clone(),
         driver,
@@ -93,5 +101,7 @@ pub async fn run(
     let handlers = service::PaymentHandlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_RESPONSE_BYTES));
     let keys = chassis.remote_keys(&config.user)?;
-    chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
+    let driver = Some(read_driver as chassis::admin::ReadDriver);
+    let served = Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![], driver };
+    chassis.serve(served, listener, admin).await
 }

@@ -95,6 +95,7 @@ pub async fn run(
         health_services: &["user.v1.UserService"],
         keys: Arc::new(OwnKeys(keys)),
         rate_limits: config.rate_limits(),
+        driver: None,
     };
     chassis.serve(served, listener, admin).await
 }

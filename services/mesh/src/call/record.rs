@@ -20,6 +20,9 @@ use crate::body::{Frames, NextFrame, poll_frame, wrap};
 use crate::call::deadline::exceeded;
 use crate::call::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
 use crate::call::wire::{Response, Side, is_ok};
+use crate::monitor::observed::{End, Observed};
+use crate::monitor::statistics::is_server_error;
+use crate::server::call_state;
 use crate::status::{code_name, error_class};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
@@ -47,8 +50,10 @@ pub(crate) struct Record {
     method: &'static str,
     operation: Option<Operation>,
     duration: CallDuration,
+    observed: Observed,
     started: Instant,
     deadline: Option<Instant>,
+    response_bytes: u64,
     settled: bool,
 }
 
@@ -58,13 +63,14 @@ impl Record {
         method: &'static str,
         operation: Option<Operation>,
         duration: CallDuration,
+        observed: Observed,
         started: Instant,
     ) -> Self {
         if let Some(operation) = &operation {
             operation.set_on_span(RPC_SYSTEM, "grpc");
             operation.set_on_span(RPC_METHOD, method);
         }
-        Self { side, method, operation, duration, started, deadline: None, settled: false }
+        Self { side, method, operation, duration, observed, started, deadline: None, response_bytes: 0, settled: false }
     }
 
     /// Sets the deadline, which distinguishes a cancelled call from one past its deadline.
@@ -89,12 +95,25 @@ impl Record {
             self.settle(Err(&no_trailers()), By::Peer);
             return response;
         }
+        self.observe_caller();
         response.map(|inner| wrap(inner, self))
     }
 
     /// The call got no response.
     pub(crate) fn failed(mut self, status: &Status) {
         self.settle(Err(status), By::Us);
+    }
+
+    /// On a server, the caller is known when the response begins, and only while the call's future is polled or dropped.
+    fn observe_caller(&mut self) {
+        if self.side == Side::Server {
+            self.observed.set_caller(call_state::caller_class);
+        }
+    }
+
+    fn trace_id(&self) -> Option<String> {
+        let operation = self.operation.as_ref().filter(|operation| !operation.span().is_disabled())?;
+        Some(operation.span_ref().trace_id())
     }
 
     fn settle(&mut self, outcome: Result<(), &Status>, by: By) {
@@ -106,7 +125,18 @@ impl Record {
             Side::Client => code != Code::Ok,
             Side::Server => is_server_error(code),
         };
-        self.duration.record(self.started.elapsed(), self.method, code, is_error);
+        let took = self.started.elapsed();
+        self.duration.record(took, self.method, code, is_error);
+        self.observe_caller();
+        let trace_id = if self.observed.is_tapped() { self.trace_id() } else { None };
+        self.observed.end(End {
+            method: self.method,
+            code,
+            status: outcome.err(),
+            took,
+            response_bytes: self.response_bytes,
+            trace_id,
+        });
         let Some(operation) = self.operation.take() else { return };
         operation.set_on_span(RPC_STATUS, code_name(code));
         if is_error {
@@ -134,19 +164,6 @@ impl Drop for Record {
     }
 }
 
-/// On a server, the caller's mistakes are not server errors (OpenTelemetry's convention).
-fn is_server_error(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    )
-}
-
 /// The call's status, if headers or trailers have one.
 fn reported_status(headers: &HeaderMap) -> Option<Result<(), Status>> {
     if is_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
@@ -167,9 +184,13 @@ impl Frames for Record {
                     let reported_status = reported_status(trailers).unwrap_or_else(|| Err(no_trailers()));
                     self.settle(reported_status.as_ref().copied(), By::Peer);
                 }
-                // A body that reports its end is not polled again.
-                None if inner.is_end_stream() => self.settle(Err(&no_trailers()), By::Peer),
-                None => {}
+                None => {
+                    self.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    // A body that reports its end is not polled again.
+                    if inner.is_end_stream() {
+                        self.settle(Err(&no_trailers()), By::Peer);
+                    }
+                }
             },
             Some(Err(status)) => self.settle(Err(status), By::Us),
             None => self.settle(Err(&no_trailers()), By::Peer),

@@ -157,6 +157,7 @@ impl Ticket {
             | Code::DataLoss
             | Code::Unauthenticated => false,
         };
+        endpoint.attempts.lock().record(now, took, failed);
         if failed {
             endpoint.load.failed(now, took);
             self.report(endpoint.breaker.failed(self.permit, now));
@@ -183,9 +184,12 @@ impl Ticket {
     fn cancelled_by_caller(&self) {
         let now = Instant::now();
         self.endpoint.metrics.attempt(&self.endpoint.labels);
-        self.endpoint.load.no_response(now, now.saturating_duration_since(self.began));
+        let took = now.saturating_duration_since(self.began);
+        self.endpoint.load.no_response(now, took);
         let is_over = self.deadline.is_some_and(|deadline| deadline.at <= now);
-        if self.had_method_timeout() && is_over {
+        let failed = self.had_method_timeout() && is_over;
+        self.endpoint.attempts.lock().record(now, took, failed);
+        if failed {
             self.report(self.endpoint.breaker.failed(self.permit, now));
         } else {
             self.endpoint.breaker.undecided(self.permit, now);

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::client::rng::Rng;
+use crate::monitor::snapshot::BreakerState;
 
 /// Consecutive failures that open the breaker.
 pub(crate) const THRESHOLD: u32 = 5;
@@ -141,6 +142,15 @@ impl Breaker {
             && permit.epoch == inner.epoch
         {
             inner.state = State::Open { until: now + self.wait(openings), openings };
+        }
+    }
+
+    /// For snapshots.
+    pub(crate) fn state(&self) -> BreakerState {
+        match self.inner().state {
+            State::Closed { .. } => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 

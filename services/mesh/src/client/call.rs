@@ -1,11 +1,14 @@
 //! What the client's layers share about a call. In the request's extensions.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use telemetry::Operation;
 use tokio::time::Instant;
 
 use crate::call::deadline::{GRPC_TIMEOUT, format};
 use crate::call::wire::{Request, never_indexed};
+use crate::monitor::observed::TapDetails;
 use crate::policy::MethodPolicy;
 
 /// A call, as the outermost layer has looked it up.
@@ -16,6 +19,8 @@ pub(crate) struct ClientCall {
     pub(crate) operation: Option<Operation>,
     /// Set by the deadline layer.
     pub(crate) deadline: Option<CallDeadline>,
+    /// While a tap is open.
+    pub(crate) tap: Option<Arc<TapDetails>>,
 }
 
 impl ClientCall {

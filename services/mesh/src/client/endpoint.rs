@@ -13,6 +13,7 @@ use hyper::client::conn::http2::SendRequest;
 use opentelemetry::KeyValue;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::body::Body;
@@ -24,6 +25,7 @@ use crate::client::breaker::Breaker;
 use crate::client::load::Load;
 use crate::client::metrics::ClientMetrics;
 use crate::client::rng::Rng;
+use crate::monitor::statistics::AttemptStatistics;
 use crate::status::{CONNECTION_LOST, mesh_status};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
@@ -63,6 +65,7 @@ pub(crate) struct Endpoint {
     pub(crate) gone: CancellationToken,
     pub(crate) load: Load,
     pub(crate) breaker: Breaker,
+    pub(crate) attempts: Mutex<AttemptStatistics>,
     pub(crate) metrics: Arc<ClientMetrics>,
     pub(crate) labels: Box<[KeyValue]>,
 }
@@ -71,6 +74,8 @@ pub(crate) struct Endpoint {
 pub(crate) struct EndpointConfig {
     pub(crate) connections: usize,
     pub(crate) has_tls: bool,
+    /// When the channel was made: the windows of its calls and of its instances have the same lengths.
+    pub(crate) began: Instant,
     /// Whether metrics have the address as a label: only where the number of addresses is bounded.
     pub(crate) has_address_labels: bool,
     pub(crate) rng: Arc<dyn Rng>,
@@ -92,6 +97,7 @@ impl Endpoint {
             gone,
             load: Load::new(),
             breaker: Breaker::new(config.rng.clone()),
+            attempts: Mutex::new(AttemptStatistics::new(config.began)),
             metrics: config.metrics.clone(),
         }
     }

@@ -72,6 +72,11 @@ impl Endpoints {
         self.list.read().clone()
     }
 
+    /// The addresses, as they are configured.
+    pub(crate) fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
     /// Exports the load of each instance, while they exist.
     pub(crate) fn export_load(self: &Arc<Self>) {
         let weak = Arc::downgrade(self);

@@ -89,6 +89,10 @@ impl Load {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// It responded after this time.
     pub(crate) fn took(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();

@@ -2,6 +2,7 @@
 //! the instance's address: the number of series must not grow with every new pod.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::uri::Authority;
 use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
@@ -19,6 +20,8 @@ pub(crate) struct ClientMetrics {
     target: KeyValue,
     attempts: Counter<u64>,
     retries: Counter<u64>,
+    /// The same since the start, for snapshots.
+    retried: AtomicU64,
     rejections: Counter<u64>,
     ready: UpDownCounter<i64>,
     breakers_open: UpDownCounter<i64>,
@@ -37,6 +40,7 @@ impl ClientMetrics {
             target: KeyValue::new(TARGET, target),
             attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
             retries: counter("mesh.client.retries", "Retries, by the cause of the previous attempt's failure"),
+            retried: AtomicU64::new(0),
             rejections: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
             ready: up_down("mesh.client.endpoints.ready", "Instances that are connected"),
             breakers_open: up_down("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
@@ -60,7 +64,13 @@ impl ClientMetrics {
         self.attempts.add(1, labels);
     }
 
+    /// Retries since the start.
+    pub(crate) fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn retry(&self, cause: &'static str) {
+        self.retried.fetch_add(1, Ordering::Relaxed);
         self.retries.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
     }
 

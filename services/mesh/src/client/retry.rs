@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
 use kernel::backoff::backoff;
 use telemetry::Operation;
@@ -34,6 +35,7 @@ use crate::client::retry::attempt_spans::Attempts;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
+use crate::monitor::observed::TapDetails;
 use crate::policy::{Idempotency, MethodPolicy};
 use crate::status::code_name;
 
@@ -92,7 +94,10 @@ where
             return Box::pin(async move { work.await.map_err(|failure| failure.status) });
         }
         let bytes = match Replay::of(body) {
-            Replay::Kept(bytes) => bytes,
+            Replay::Kept(bytes) => {
+                call.tap.iter().for_each(|tap| tap.set_request_bytes(bytes.len()));
+                bytes
+            }
             Replay::Once(body) => {
                 let work = self.inner.call(Request::from_parts(parts, body));
                 return Box::pin(async move { work.await.map_err(|failure| failure.status) });
@@ -198,11 +203,12 @@ struct Retries {
     transparent: u32,
     visited: Visited,
     attempts: Attempts,
+    tap: Option<Arc<TapDetails>>,
 }
 
 impl Retries {
     fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
-        let ClientCall { policy, operation, deadline } = call;
+        let ClientCall { policy, operation, deadline, tap } = call;
         Self {
             attempts: Attempts::begin(operation.clone()),
             operation,
@@ -213,6 +219,7 @@ impl Retries {
             previous: 0,
             transparent: 0,
             visited: Visited::default(),
+            tap,
             config,
         }
     }
@@ -300,9 +307,12 @@ impl Retries {
     }
 }
 
-/// However it ends: the call's span names the last instance.
+/// However it ends: the call's span and the taps name the last instance.
 impl Drop for Retries {
     fn drop(&mut self) {
+        if let Some(tap) = &self.tap {
+            tap.set_attempt(self.previous + self.transparent + 1, self.visited.last().as_ref().map(Authority::as_str));
+        }
         let recorded = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
         if let Some((operation, at)) = recorded.zip(self.visited.last()) {
             operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());

@@ -1,5 +1,6 @@
 //! The client's telemetry layer: one CLIENT operation for the whole call including retries, and the RPC metrics.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
@@ -19,30 +20,33 @@ use crate::call::wire::{ATTRIBUTE_HEADERS, BAGGAGE, Request, Response, Side, TRA
 use crate::client::attributes::CallAttributes;
 use crate::client::call::ClientCall;
 use crate::identity::caller::Untraced;
+use crate::monitor::observed::Observer;
 use crate::policy::PolicyTable;
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
     inner: S,
-    shared: std::sync::Arc<Shared>,
+    shared: Arc<Shared>,
+}
+
+/// The layer's configuration.
+pub(crate) struct ClientTelemetryConfig {
+    pub(crate) policies: PolicyTable,
+    pub(crate) events: Option<Sink>,
+    pub(crate) is_mesh_service: bool,
+    pub(crate) propagation: Propagation,
+    pub(crate) observer: Arc<Observer>,
 }
 
 struct Shared {
-    policies: PolicyTable,
-    events: Option<Sink>,
-    is_mesh_service: bool,
+    config: ClientTelemetryConfig,
     duration: CallDuration,
-    propagation: Propagation,
 }
 
 pub(crate) fn client_telemetry<S>(
-    policies: PolicyTable,
-    events: Option<Sink>,
-    is_mesh_service: bool,
-    propagation: Propagation,
+    config: ClientTelemetryConfig,
 ) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
-    let duration = CallDuration::client();
-    let shared = std::sync::Arc::new(Shared { policies, events, is_mesh_service, duration, propagation });
+    let shared = Arc::new(Shared { config, duration: CallDuration::client() });
     layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
 }
 
@@ -60,26 +64,31 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let policy = self.shared.policies.find(request.uri().path());
-        let (name, duration) = (method_name(policy), self.shared.duration.clone());
+        let Shared { config, duration } = &*self.shared;
+        let index = config.policies.index(request.uri().path());
+        let policy = index.map(|index| &config.policies.0[index]);
+        let (name, duration) = (method_name(policy), duration.clone());
+        let observed = config.observer.begin(index, None);
+        let tap = observed.details().cloned();
         let (now, deadline) = (Instant::now(), crate::call::deadline::current());
         if request.extensions().get::<Untraced>().is_some() {
-            request.extensions_mut().insert(ClientCall { policy, ..ClientCall::default() });
-            let record = Record::new(Side::Client, name, None, duration, now).with_deadline(deadline);
+            request.extensions_mut().insert(ClientCall { policy, tap, ..ClientCall::default() });
+            let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
         let event = policy.and_then(|policy| policy.event);
-        let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
-        propagate(&self.shared, &operation, request.headers_mut());
+        let operation = Operation::open(Kind::Client, name, Parent::Current, event, config.events.clone());
+        propagate(config, &operation, request.headers_mut());
         if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
             attributes.iter().for_each(|(name, value)| operation.set(name, value));
-            if self.shared.is_mesh_service {
+            if config.is_mesh_service {
                 send(&attributes, request.headers_mut());
             }
         }
         let span = operation.span().clone();
-        let record = Record::new(Side::Client, name, Some(operation.clone()), duration, now).with_deadline(deadline);
-        request.extensions_mut().insert(ClientCall { policy, operation: Some(operation), deadline: None });
+        let record =
+            Record::new(Side::Client, name, Some(operation.clone()), duration, observed, now).with_deadline(deadline);
+        request.extensions_mut().insert(ClientCall { policy, operation: Some(operation), deadline: None, tap });
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
     }
@@ -97,15 +106,15 @@ fn send(attributes: &CallAttributes, headers: &mut HeaderMap) {
 
 /// Sets `traceparent`, and forwards the served call's `tracestate`; its `baggage`, which may contain anything about a
 /// user, is forwarded to mesh services only.
-fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
-    let propagation = shared.propagation;
+fn propagate(config: &ClientTelemetryConfig, operation: &Operation, headers: &mut HeaderMap) {
+    let propagation = config.propagation;
     if propagation.trace_context {
         if let Ok(span_ref) = HeaderValue::from_bytes(&operation.span_ref().header()) {
             headers.insert(TRACEPARENT, never_indexed(span_ref));
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }
-    if propagation.baggage && shared.is_mesh_service {
+    if propagation.baggage && config.is_mesh_service {
         put(headers, BAGGAGE, outgoing_baggage());
     }
 }

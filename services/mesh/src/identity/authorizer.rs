@@ -5,12 +5,14 @@ use std::sync::Arc;
 use http::{Extensions, HeaderMap, header};
 use tonic::{Code, Status};
 
+use crate::call::caller_class::CallerClass;
 use crate::call::wire::{SECRET_HEADER, SERVICE_HEADER};
 use crate::call::{Call, WrongSecret};
 use crate::identity::caller::{Caller, PeerService, Role};
 use crate::identity::secret::SharedSecret;
 use crate::identity::token::{KeySource, Tokens};
 use crate::policy::{Access, MethodPolicy, PolicyTable};
+use crate::server::call_state::update;
 use crate::status::{mesh_status, no_such_method};
 
 /// Presented credentials.
@@ -137,12 +139,23 @@ fn bearer(authorization: &[u8]) -> Option<&str> {
 }
 
 fn decide(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
+    if let Ok(Caller::User { role, .. }) = &known {
+        update(|state| state.caller_class = class_of(*role));
+    }
     if policy.allow.contains(&Access::Public) {
         // Public methods need no credentials, so invalid ones are treated as none.
         return Ok(known.unwrap_or(Caller::Anonymous));
     }
     let caller = known?;
     allowed(policy, &caller).map(|()| caller)
+}
+
+/// For the statistics.
+fn class_of(role: Role) -> CallerClass {
+    match role {
+        Role::Customer => CallerClass::Customer,
+        Role::Operator => CallerClass::Operator,
+    }
 }
 
 fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {

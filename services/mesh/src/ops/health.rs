@@ -27,6 +27,10 @@ impl Health {
         HealthServer::new(self.clone())
     }
 
+    pub(crate) fn is_serving(&self) -> bool {
+        *self.is_serving.borrow()
+    }
+
     pub(crate) fn set_serving(&self, ready: bool) {
         self.is_serving.send_if_modified(|serving| std::mem::replace(serving, ready) != ready);
     }

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::call::caller_class::CallerClass;
 use crate::call::wire::{Response, ServerResult};
 use crate::server::limits::caller_key::CallerKey;
 
@@ -29,6 +30,8 @@ pub(crate) struct CallState {
     pub(crate) rest: Option<Incoming>,
     /// The caller, when it is known and shares the connection with others.
     pub(crate) caller: Option<CallerKey>,
+    /// The authenticated user, also of a call that it may not make.
+    pub(crate) caller_class: CallerClass,
     /// The stream was reset while its request was read.
     pub(crate) was_reset: bool,
     /// It was admitted.
@@ -57,6 +60,12 @@ pub(crate) fn update(change: impl FnOnce(&mut CallState)) {
 /// The current call's caller.
 pub(crate) fn caller() -> Option<CallerKey> {
     CALL_STATE.try_with(|state| state.try_borrow().ok()?.caller.clone()).ok().flatten()
+}
+
+/// The class of the current call's caller, if that is not a service; anonymous when it is not authenticated.
+pub(crate) fn caller_class() -> CallerClass {
+    let class = CALL_STATE.try_with(|state| state.try_borrow().map(|state| state.caller_class.clone()).ok());
+    class.ok().flatten().unwrap_or_default()
 }
 
 /// A response that follows the end of its request. HTTP/2 allows an earlier response, followed by RST_STREAM(NO_ERROR)

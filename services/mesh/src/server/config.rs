@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use telemetry::{EventSink, Propagation};
 
 use crate::identity::authorizer::Authorizer;
+use crate::monitor::Monitor;
 use crate::policy::PolicyTable;
 use crate::server::limits::quota::Quota;
 use crate::tls::ServerTls;
@@ -23,6 +24,8 @@ pub struct ServerConfig {
     pub tls: Option<ServerTls>,
     /// Where events of operations go that did not commit one themselves.
     pub events: Option<Arc<dyn EventSink>>,
+    /// Observes the calls that are served.
+    pub monitor: Monitor,
     /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; those of google.rpc and
     /// grpc.health are added.
     pub descriptors: &'static [&'static [u8]],
@@ -30,7 +33,7 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// The services that the routes serve: health reports them besides "", reflection lists them, and calls to them are
     /// admitted. Empty: all that the policies name.
-    pub services: &'static [&'static str],
+    pub services: Vec<&'static str>,
     /// Concurrent unary calls; beyond this, calls are rejected with UNAVAILABLE.
     pub max_concurrency: usize,
     /// Concurrent streams.
@@ -79,9 +82,10 @@ impl ServerConfig {
             authorizer,
             tls: None,
             events: None,
+            monitor: Monitor::new(service),
             descriptors: &[],
             reflection: true,
-            services: &[],
+            services: vec![],
             max_concurrency: DEFAULT_MAX_CONCURRENCY,
             max_streams: DEFAULT_MAX_STREAMS,
             max_connections: DEFAULT_MAX_CONNECTIONS,

@@ -123,6 +123,10 @@ impl Connections {
         self.slots.used()
     }
 
+    pub(crate) fn limit(&self) -> usize {
+        self.slots.limit
+    }
+
     /// Trusted proxies carry many callers, and are never evicted.
     fn take_slot(&self, peer: SocketAddr) -> Option<Slot> {
         let is_trusted = self.proxies.trusts(peer.ip());

@@ -174,6 +174,9 @@ impl Future for Responding {
 
 impl Drop for Responding {
     fn drop(&mut self) {
+        // The call's future is dropped like it is polled: what it records at its end needs the call's state.
+        let ((), state) = std::mem::take(&mut self.state).around(|| self.work = Box::pin(std::future::pending()));
+        self.state = state;
         count_reset(self.open.as_ref(), &mut self.state);
     }
 }

@@ -1,9 +1,10 @@
 //! Counts rejections by cause: a counter, and at most one log line a second. The causes are an enum, so the metric's
 //! label has a bounded number of values.
 
+use std::collections::BTreeMap;
+
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
-#[cfg(test)]
 use parking_lot::Mutex;
 use telemetry::LogLimit;
 use tokio::time::Instant;
@@ -88,6 +89,8 @@ impl Cause {
 pub(crate) struct Rejections {
     pub(crate) service: &'static str,
     counter: Counter<u64>,
+    /// Since the start, for snapshots.
+    counts: Mutex<BTreeMap<&'static str, u64>>,
     log_limit: LogLimit,
     /// For tests, which have no meter.
     #[cfg(test)]
@@ -103,15 +106,22 @@ impl Rejections {
         Self {
             service,
             counter,
+            counts: Mutex::default(),
             log_limit: LogLimit::new(),
             #[cfg(test)]
             counted: Mutex::default(),
         }
     }
 
+    /// The rejections since the start, by cause.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.counts.lock().clone()
+    }
+
     pub(crate) fn count(&self, cause: Cause) {
         let attributes = [KeyValue::new("mesh.service", self.service), KeyValue::new("cause", cause.name())];
         self.counter.add(1, &attributes);
+        *self.counts.lock().entry(cause.name()).or_default() += 1;
         #[cfg(test)]
         self.counted.lock().push(cause);
         if let Some(occurrences) = self.log_limit.count(Instant::now()) {

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::identity::token::Tokens;
 use crate::ops::health::Health;
 use crate::ops::limit_metrics::ServerLimits;
+use crate::ops::observed_server::ObservedServer;
 use crate::server::connection::MakeStack;
 
 /// Pause after an accept error (most likely, out of file descriptors): open connections may close meanwhile.
@@ -28,6 +29,8 @@ pub struct Server {
     pub(crate) accepts_secret: bool,
     /// Exported as metrics while the server exists.
     pub(crate) limits: Arc<ServerLimits>,
+    /// In snapshots while the server exists.
+    pub(crate) _observed: Arc<ObservedServer>,
     /// Cancelled when every connection gets its GOAWAY.
     pub(crate) goaway: CancellationToken,
     pub(crate) pre_drain_delay: Duration,

@@ -80,7 +80,7 @@ async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
 
 #[tokio::test]
 async fn a_service_that_is_not_served_here_is_unimplemented_for_any_caller() {
-    let elsewhere = World::altered(Plan::default(), |config| config.services = &["other.v1.Other"]).await;
+    let elsewhere = World::altered(Plan::default(), |config| config.services = vec!["other.v1.Other"]).await;
     let here = World::new().await;
     for path in [CUSTOMER, SAY] {
         let response = raw::send(elsewhere.address, raw::unary(path, "hello", &[])).await;

@@ -131,7 +131,7 @@ impl World {
             .with_mesh_secret(SharedSecret::new(MESH_SECRET));
         let mut config = ServerConfig {
             events: Some(events.clone()),
-            services: &["test.v1.Echo"],
+            services: vec!["test.v1.Echo"],
             memory_budget_bytes: plan.memory_budget_bytes,
             max_message_bytes: plan.max_message_bytes,
             trust_client_trace_context: plan.trust_client_trace_context,

@@ -3,9 +3,10 @@
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
 //! - `life`, `create`, `batches`, `cancel`, `stock`, `unpaid`, `crash`: its rules
-//! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
+//! - `system`, `api`, `admin`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of errors, which are public
 
+mod admin;
 mod api;
 mod batches;
 mod cancel;

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contracts::common::v1 as common;
 use contracts::data::v1 as data;
+use contracts::mesh::v1::mesh_admin_service_client::MeshAdminServiceClient;
 use contracts::order::v1 as proto;
 use contracts::order::v1::inventory_service_client::InventoryServiceClient;
 use contracts::order::v1::order_service_client::OrderServiceClient;
@@ -482,6 +483,10 @@ impl Client {
 
     pub(crate) fn orders(&self) -> OrderServiceClient<Channel> {
         OrderServiceClient::new(self.order.clone())
+    }
+
+    pub(crate) fn mesh_admin(&self) -> MeshAdminServiceClient<Channel> {
+        MeshAdminServiceClient::new(self.order.clone())
     }
 
     pub(crate) fn inventory(&self) -> InventoryServiceClient<Channel> {

@@ -51,7 +51,14 @@ fn started(
     connect: Arc<Nowhere>,
 ) -> Arc<Endpoints> {
     let metrics = Arc::new(ClientMetrics::new("test"));
-    let config = EndpointConfig { connections: 1, has_tls: false, has_address_labels: true, rng: rng.clone(), metrics };
+    let config = EndpointConfig {
+        connections: 1,
+        has_tls: false,
+        began: Instant::now(),
+        has_address_labels: true,
+        rng: rng.clone(),
+        metrics,
+    };
     let reconnect = Reconnect { connect, rng, changed: Arc::default(), failures: Arc::default() };
     let target = Arc::new(Endpoints::new("test", addresses, resolve, config, reconnect));
     target.start();

@@ -49,8 +49,14 @@ impl World {
     fn new(connections: usize) -> (Self, Vec<DuplexStream>) {
         let rng: Arc<dyn Rng> = Arc::new(FixedRng(1.0));
         let metrics = Arc::new(ClientMetrics::new("test"));
-        let config =
-            EndpointConfig { connections: 1, has_tls: false, has_address_labels: true, rng: rng.clone(), metrics };
+        let config = EndpointConfig {
+            connections: 1,
+            has_tls: false,
+            began: Instant::now(),
+            has_address_labels: true,
+            rng: rng.clone(),
+            metrics,
+        };
         let endpoint = Arc::new(Endpoint::new("a:1".into(), &config, CancellationToken::new()));
         let (tries_in, tries) = unbounded_channel();
         let (ours, theirs) = (0..connections).map(|_| tokio::io::duplex(1 << 16)).unzip();

@@ -70,7 +70,7 @@ impl World {
             deadline.write_to(Instant::now(), request.headers_mut());
         }
         let policy = POLICIES.find(path);
-        request.extensions_mut().insert(ClientCall { policy, operation: None, deadline });
+        request.extensions_mut().insert(ClientCall { policy, deadline, ..ClientCall::default() });
         tokio::spawn((self.layer)(request))
     }
 

@@ -8,12 +8,14 @@ use telemetry::{Kind, Operation, Parent, Propagation, RemoteContext, TraceParent
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::call::caller_class::CallerClass;
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Sink};
-use crate::call::wire::{BAGGAGE, Request, ServerFuture, Side, TRACEPARENT, TRACESTATE};
+use crate::call::wire::{BAGGAGE, PREVIOUS_ATTEMPTS, Request, ServerFuture, Side, TRACEPARENT, TRACESTATE};
 use crate::call::{Call, method_name};
 use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::non_recording;
+use crate::monitor::observed::Observer;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::server::rejections::{Cause, Rejections};
@@ -25,6 +27,7 @@ pub(crate) struct ServerTelemetryConfig {
     pub(crate) trust_client_trace_context: bool,
     pub(crate) propagation: Propagation,
     pub(crate) rejections: Arc<Rejections>,
+    pub(crate) observer: Arc<Observer>,
 }
 
 pub(crate) struct ServerTelemetry {
@@ -51,9 +54,15 @@ impl ServerLayer for ServerTelemetry {
         // Until identity admits the caller: anonymous clients must not fill the event store.
         operation.hold_until_admitted();
         let span = operation.span().clone();
-        let record =
-            Record::new(Side::Server, method_name(call.policy), Some(operation.clone()), duration.clone(), now)
-                .with_deadline(call.deadline.ok().flatten());
+        let service = call.service.as_ref().and_then(|service| service.as_ref().ok());
+        let observed = config.observer.begin(call.index, service.cloned().map(CallerClass::Service));
+        if let Some(details) = observed.details() {
+            details.set_attempt(previous_attempts(request.headers()) + 1, None);
+            request.extensions_mut().insert(details.clone());
+        }
+        let name = method_name(call.policy);
+        let record = Record::new(Side::Server, name, Some(operation.clone()), duration.clone(), observed, now)
+            .with_deadline(call.deadline.ok().flatten());
         request.extensions_mut().insert(call);
         request.extensions_mut().insert(operation);
         let work = span.in_scope(|| next.call(request));
@@ -105,6 +114,10 @@ impl ServerTelemetryConfig {
         let _current = RemoteContext { parent: span_ref, tracestate, baggage }.attach();
         Operation::open(Kind::Server, name, Parent::Current, event, self.events.clone())
     }
+}
+
+fn previous_attempts(headers: &HeaderMap) -> u32 {
+    headers.get(PREVIOUS_ATTEMPTS).and_then(|count| count.to_str().ok()?.parse().ok()).unwrap_or_default()
 }
 
 /// The value of a list header: several headers are joined with commas.

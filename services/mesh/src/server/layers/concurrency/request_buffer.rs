@@ -2,6 +2,7 @@
 //! memory that its bytes are charged to.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::call::wire::Request;
+use crate::monitor::observed::TapDetails;
 use crate::status::mesh_status;
 
 /// For a whole message; those from outside are short. Less than the methods' deadlines, which are for their handlers.
@@ -57,7 +59,7 @@ pub(crate) type Buffered = Result<Request, BufferError>;
 /// Reads a request's body.
 pub(crate) fn buffer(request: Request) -> Buffering {
     let (head, body) = request.into_parts();
-    Buffering { head: Some(head), body, read: Pieces::default() }
+    Buffering { head: Some(head), body, read: Pieces::default(), bytes: 0 }
 }
 
 /// Ready when the request is complete.
@@ -66,6 +68,7 @@ pub(crate) struct Buffering {
     head: Option<http::request::Parts>,
     body: Body,
     read: Pieces,
+    bytes: usize,
 }
 
 impl Buffering {
@@ -93,14 +96,23 @@ impl Future for Buffering {
         let this = self.get_mut();
         while !this.body.is_end_stream() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => this.read.push(frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => {
+                    let data = frame.into_data().unwrap_or_default();
+                    this.bytes += data.len();
+                    this.read.push(data);
+                }
                 Some(Err(status)) => return Poll::Ready(Err(BufferError::Broken(status))),
                 None => break,
             }
         }
         let message = this.message();
         Poll::Ready(match this.head.take() {
-            Some(head) => Ok(Request::from_parts(head, message)),
+            Some(head) => {
+                if let Some(details) = head.extensions.get::<Arc<TapDetails>>() {
+                    details.set_request_bytes(this.bytes);
+                }
+                Ok(Request::from_parts(head, message))
+            }
             None => Err(BufferError::Broken(Status::internal("the request was read already"))),
         })
     }

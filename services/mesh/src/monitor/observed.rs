@@ -1,0 +1,131 @@
+//! One call, from its beginning to its end, for the statistics of its method and for taps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Clock, SystemClock};
+use parking_lot::Mutex;
+use tonic::{Code, Status};
+
+use crate::call::caller_class::CallerClass;
+use crate::call::wire::Side;
+use crate::monitor::Monitor;
+use crate::monitor::statistics::CallTable;
+use crate::monitor::tap::{TapSide, TappedCall};
+use crate::status::reason_of;
+
+/// What the calls of one server or channel have in common.
+pub(crate) struct Observer {
+    monitor: Monitor,
+    side: Side,
+    /// The caller on the client's side.
+    own: CallerClass,
+    /// The service that is called.
+    target: &'static str,
+    pub(crate) calls: CallTable,
+}
+
+impl Observer {
+    pub(crate) fn new(monitor: Monitor, side: Side, target: &'static str, calls: CallTable) -> Arc<Self> {
+        let own = CallerClass::Service(monitor.service().into());
+        Arc::new(Self { monitor, side, own, target, calls })
+    }
+
+    /// A call begins. `index` is that of its policy.
+    pub(crate) fn begin(self: &Arc<Self>, index: Option<usize>, caller: Option<CallerClass>) -> Observed {
+        self.calls.begin(index);
+        let details = self.monitor.taps().is_open().then(Arc::default);
+        Observed { observer: self.clone(), index, caller, details }
+    }
+}
+
+/// What other layers know about a call. Exists only while a tap is open, in the call's extensions.
+#[derive(Default)]
+pub(crate) struct TapDetails(Mutex<Details>);
+
+#[derive(Clone, Default)]
+struct Details {
+    address: String,
+    attempt: u32,
+    request_bytes: Option<u64>,
+}
+
+impl TapDetails {
+    pub(crate) fn set_attempt(&self, attempt: u32, address: Option<&str>) {
+        let mut details = self.0.lock();
+        details.attempt = attempt;
+        details.address = address.unwrap_or_default().to_owned();
+    }
+
+    pub(crate) fn set_request_bytes(&self, bytes: usize) {
+        self.0.lock().request_bytes = u64::try_from(bytes).ok();
+    }
+}
+
+/// How a call ended.
+pub(crate) struct End<'a> {
+    pub(crate) method: &'static str,
+    pub(crate) code: Code,
+    /// The error, if there is one.
+    pub(crate) status: Option<&'a Status>,
+    pub(crate) took: Duration,
+    pub(crate) response_bytes: u64,
+    /// The trace's id, if the call is traced.
+    pub(crate) trace_id: Option<String>,
+}
+
+/// A call that has begun.
+pub(crate) struct Observed {
+    observer: Arc<Observer>,
+    index: Option<usize>,
+    /// `None` until it is known.
+    caller: Option<CallerClass>,
+    details: Option<Arc<TapDetails>>,
+}
+
+impl Observed {
+    /// To be put into the call's extensions, if a tap is open.
+    pub(crate) fn details(&self) -> Option<&Arc<TapDetails>> {
+        self.details.as_ref()
+    }
+
+    /// Sets the caller, once it is known; the first one stays.
+    pub(crate) fn set_caller(&mut self, caller: impl FnOnce() -> CallerClass) {
+        self.caller.get_or_insert_with(caller);
+    }
+
+    /// Whether a tap would report it: what only taps need is computed only then.
+    pub(crate) fn is_tapped(&self) -> bool {
+        self.observer.monitor.taps().is_open()
+    }
+
+    pub(crate) fn end(&self, end: End<'_>) {
+        let Observer { monitor, side, own, target, calls } = &*self.observer;
+        let caller = self.caller.as_ref().unwrap_or(own);
+        calls.end(self.index, caller, end.code, end.took);
+        if !self.is_tapped() {
+            return;
+        }
+        let details = self.details.as_ref().map(|details| details.0.lock().clone());
+        let attempt = details.as_ref().map(|details| details.attempt);
+        let Details { address, request_bytes, .. } = details.unwrap_or_default();
+        monitor.taps().offer(&TappedCall {
+            side: match side {
+                Side::Server => TapSide::Server,
+                Side::Client => TapSide::Client,
+            },
+            end: SystemClock.now(),
+            caller: caller.clone(),
+            target,
+            address,
+            method: end.method,
+            code: end.code,
+            reason: end.status.and_then(reason_of).unwrap_or_default(),
+            latency: end.took,
+            attempt,
+            request_bytes,
+            response_bytes: end.response_bytes,
+            trace_id: end.trace_id.unwrap_or_default(),
+        });
+    }
+}
