@@ -31,6 +31,8 @@ pub(crate) enum Error {
     NoSystem { service: &'static str, port: u16 },
     #[error("{path} does not contain an operator's e-mail and password; set the system's --data-dir")]
     OperatorFile { path: PathBuf },
+    #[error("the addresses of {name} cannot be looked up")]
+    Lookup { name: String, source: std::io::Error },
     #[error("no free ports for another system were found on 127.0.0.1")]
     NoFreePorts,
     #[error("the system was not ready within {0} s")]

@@ -6,6 +6,7 @@
 //! - `run_service`: one service in this process
 //! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: finds and
 //!   calls a running system
+//! - `top`, `tap`, `topology`, `routes`: the mesh, live; `instances`: finds and calls each instance
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
 //! - `policies`: the mesh's policy table, printed; [`ports`]: free ports for one more system
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
@@ -32,18 +33,25 @@ mod error;
 mod events;
 mod explain;
 mod forwarded_args;
+mod instances;
 mod load;
 mod operator;
+mod operator_session;
 mod out;
 mod policies;
 pub mod ports;
 mod probe;
 pub mod promises;
+mod routes;
 mod run_service;
 mod service;
 mod supervisor;
 mod system;
+mod table;
+mod tap;
 mod text;
+mod top;
+mod topology;
 mod trace;
 mod up;
 mod verify;
@@ -110,6 +118,14 @@ enum Command {
     Load(load::Options),
     /// Verify the promises on a running system: by queries over its stores and the gateway's ledger
     Verify(verify::Options),
+    /// Show the services and their calls live, full screen on a terminal
+    Top(top::Options),
+    /// Print calls as they end, of all instances
+    Tap(tap::Options),
+    /// Print which services call each other, how often, how fast, with how many failures
+    Topology(topology::Options),
+    /// Print the policies in force at a running system: access, deadline, retries, event, quota
+    Routes(routes::Options),
     /// Print each rpc's policy: access, deadline, idempotency, event, limits
     Policies(policies::Options),
     /// Create a certificate authority and certificates for mutual TLS
@@ -173,6 +189,10 @@ async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
         Some(Command::Events(options)) => events::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Top(options)) => top::run(options).await,
+        Some(Command::Tap(options)) => tap::run(options).await,
+        Some(Command::Topology(options)) => topology::run(options).await,
+        Some(Command::Routes(options)) => routes::run(options).await,
         Some(Command::Policies(options)) => policies::run(&options),
         Some(Command::Certs(options)) => certificates::run(&options),
         Some(Command::Chaos(options)) => chaos::run(options).await,

@@ -1,14 +1,13 @@
 //! `ordermesh policies`: the policy of every rpc, from the table that the contract's build generates and the mesh
 //! enforces.
 
-use std::fmt::Write as _;
-
 use clap::{Args, ValueEnum};
 use mesh::{Access, FieldLimit, Idempotency, MethodPolicy};
 use serde::Serialize;
 
 use crate::error::Error;
 use crate::out;
+use crate::table;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -135,16 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
 
 fn table(policies: &[Policy]) -> String {
     let titles = ["METHOD", "ACCESS", "DEADLINE", "IDEMPOTENCY", "EVENT", "LIMITS"].map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(titles).chain(policies.iter().map(Policy::row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
-    }
-    text
+    table::text(std::iter::once(titles).chain(policies.iter().map(Policy::row)))
 }
 
 #[cfg(test)]

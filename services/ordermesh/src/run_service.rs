@@ -85,6 +85,7 @@ impl ServiceProcess {
             log: self.log.clone(),
             log_form: None,
         })?;
+        chassis::set_version(crate::VERSION);
         let shutdown = shutdown()?;
         let listener = self.bind(self.listen, "choose another with --listen").await?;
         let admin = match self.admin {

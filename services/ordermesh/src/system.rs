@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use contracts::user::v1 as user_v1;
-use contracts::user::v1::user_service_client::UserServiceClient;
 use mesh::tls::Trust;
 use mesh::{Addresses, Channel, ClientConfig};
 use tonic::Request;
@@ -13,6 +11,7 @@ use tonic::metadata::MetadataValue;
 use crate::certificates::{Certificates, TRUST_DOMAIN};
 use crate::data_dir::{self, Login};
 use crate::error::Error;
+use crate::operator_session::{OperatorSession, log_in};
 use crate::probe;
 use crate::service::{MAX_PORT_BASE, Service};
 use crate::trace::Trace;
@@ -121,6 +120,41 @@ impl Location {
         self.client(Service::Gateway, addresses, Retries::Off)
     }
 
+    /// The address of each running instance.
+    ///
+    /// # Errors
+    /// No instance of the service accepts connections, or its name cannot be looked up.
+    pub(crate) async fn instances_of(&self, service: Service) -> Result<Vec<String>, Error> {
+        match self.found(service).await? {
+            Addresses::Fixed(addresses) => Ok(addresses),
+            Addresses::Dns { host, port } => {
+                let found = tokio::net::lookup_host((host.as_str(), port)).await;
+                let found = found.map_err(|source| Error::Lookup { name: host.clone(), source })?;
+                let mut addresses: Vec<_> = found.map(|address| address.to_string()).collect();
+                addresses.sort();
+                addresses.dedup();
+                Ok(addresses)
+            }
+        }
+    }
+
+    /// A channel to one instance, without retries.
+    ///
+    /// # Errors
+    /// The root certificates cannot be used.
+    pub(crate) fn instance(&self, service: Service, address: &str) -> Result<Channel, Error> {
+        self.client(service, vec![address.to_owned()].into(), Retries::Off)
+    }
+
+    /// A session of the operator.
+    ///
+    /// # Errors
+    /// No User Service is running, there is no operator's password, or the log-in is rejected.
+    pub(crate) async fn operator_session(&self) -> Result<OperatorSession, Error> {
+        let user = self.client(Service::User, self.found(Service::User).await?, Retries::On)?;
+        OperatorSession::open(user, self.operator()?).await
+    }
+
     /// The addresses that accept connections.
     async fn found(&self, service: Service) -> Result<Addresses, Error> {
         if let Some(addresses) = self.addresses_of(service) {
@@ -208,17 +242,20 @@ impl System {
         self.login(&self.operator).await
     }
 
+    /// A session of the operator.
+    ///
+    /// # Errors
+    /// The log-in is rejected.
+    pub(crate) async fn operator_session(&self) -> Result<OperatorSession, Error> {
+        OperatorSession::open(self.user.clone(), self.operator.clone()).await
+    }
+
     /// An access token of an account.
     ///
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn login(&self, login: &Login) -> Result<String, Error> {
-        let message = user_v1::LoginRequest { email: login.email.clone(), password: login.password.clone() };
-        let response = UserServiceClient::new(self.user.clone())
-            .login(mesh::untraced(message))
-            .await
-            .map_err(Error::rejected("the log-in"))?;
-        Ok(response.into_inner().session.unwrap_or_default().access_token)
+        log_in(&self.user, login).await
     }
 }
 

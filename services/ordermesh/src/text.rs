@@ -52,6 +52,24 @@ pub(crate) fn offset(start: Option<&Timestamp>, at: Option<&Timestamp>) -> Strin
     }
 }
 
+/// Escapes control characters: untrusted texts must not move a terminal's cursor, or begin another line.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
+        if letter.is_control() {
+            printable.extend(letter.escape_default());
+        } else {
+            printable.push(letter);
+        }
+        printable
+    })
+}
+
+/// RFC 3339, always with milliseconds, to keep the columns aligned.
+pub(crate) fn millis(time: &Timestamp) -> String {
+    let second = Timestamp { seconds: time.seconds, nanos: 0 }.to_string();
+    format!("{}.{:03}Z", second.trim_end_matches('Z'), time.nanos / 1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

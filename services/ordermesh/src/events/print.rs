@@ -7,12 +7,11 @@ use std::io::IsTerminal;
 use clap::ValueEnum;
 use contracts::common::v1::EventType;
 use contracts::data::v1::{EventError, EventStatus, TraceEvent};
-use prost_types::Timestamp;
 use serde::Serialize;
 
 use crate::error::Error;
 use crate::out;
-use crate::text;
+use crate::text::{self, millis, printable};
 
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
@@ -77,24 +76,6 @@ fn columns(event: &TraceEvent) -> String {
     }
     let _ = write!(line, "  trace {}", or_dash(&event.trace_id));
     line
-}
-
-/// Escapes control characters: untrusted texts must not move a terminal's cursor, or begin another line.
-fn printable(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
-        if letter.is_control() {
-            printable.extend(letter.escape_default());
-        } else {
-            printable.push(letter);
-        }
-        printable
-    })
-}
-
-/// RFC 3339, always with milliseconds, to keep the columns aligned.
-fn millis(time: &Timestamp) -> String {
-    let second = Timestamp { seconds: time.seconds, nanos: 0 }.to_string();
-    format!("{}.{:03}Z", second.trim_end_matches('Z'), time.nanos / 1_000_000)
 }
 
 /// The JSON encoding of protocol buffers: as `grpcurl` prints it, on one line.
@@ -196,7 +177,7 @@ mod tests {
             operation: "order.v1.OrderService/CreateOrder".into(),
             trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
             span_id: "b7ad6b7169203331".into(),
-            start_time: Some(Timestamp { seconds: 1_772_445_600, nanos: 5_000 }),
+            start_time: Some(prost_types::Timestamp { seconds: 1_772_445_600, nanos: 5_000 }),
             duration: Some(Duration { seconds: 1, nanos: 500_000_000 }),
             order_id: "0190b5a0-7c3e-7a6b-9d1e-000000000001".into(),
             user_id: "0190b5a0-7c3e-7a6b-9d1e-000000000002".into(),

@@ -1,19 +1,18 @@
-//! The operator's calls for as long as the command runs: an access token lives for minutes, so the session logs in
-//! again.
+//! The calls of the Data Service's trace events, as the operator.
 
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
 use contracts::data::v1::{
     ListTraceEventsRequest, ListTraceEventsResponse, WatchTraceEventsRequest, WatchTraceEventsResponse,
 };
-use parking_lot::Mutex;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::error::Error;
-use crate::system::{System, request};
+use crate::operator_session::OperatorSession;
+use crate::system::System;
 
 pub(crate) struct Session {
-    system: System,
-    token: Mutex<String>,
+    data: mesh::Channel,
+    operator: OperatorSession,
 }
 
 impl Session {
@@ -22,8 +21,7 @@ impl Session {
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn open(system: System) -> Result<Self, Error> {
-        let token = system.operator_token().await?;
-        Ok(Self { system, token: Mutex::new(token) })
+        Ok(Self { data: system.data.clone(), operator: system.operator_session().await? })
     }
 
     /// Logs in again.
@@ -31,17 +29,11 @@ impl Session {
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn renew(&self) -> Result<(), Error> {
-        let token = self.system.operator_token().await?;
-        *self.token.lock() = token;
-        Ok(())
-    }
-
-    fn token(&self) -> String {
-        self.token.lock().clone()
+        self.operator.renew().await
     }
 
     fn events(&self) -> TraceEventServiceClient<mesh::Channel> {
-        TraceEventServiceClient::new(self.system.data.clone())
+        TraceEventServiceClient::new(self.data.clone())
     }
 
     /// A page of events.
@@ -49,15 +41,12 @@ impl Session {
     /// # Errors
     /// The call is rejected, for another reason than an expired token.
     pub(crate) async fn list(&self, message: ListTraceEventsRequest) -> Result<ListTraceEventsResponse, Error> {
-        let first = self.events().list_trace_events(request(message.clone(), &self.token(), None)).await;
-        let response = match first {
-            Err(status) if status.code() == Code::Unauthenticated => {
-                self.renew().await?;
-                self.events().list_trace_events(request(message, &self.token(), None)).await
-            }
-            response => response,
+        let list = |request| {
+            let mut events = self.events();
+            async move { events.list_trace_events(request).await }
         };
-        Ok(response.map_err(Error::rejected("ListTraceEvents"))?.into_inner())
+        let listed = self.operator.call(message, list).await;
+        listed.map_err(Error::rejected("ListTraceEvents"))
     }
 
     /// A stream of events.
@@ -68,6 +57,6 @@ impl Session {
         &self,
         message: WatchTraceEventsRequest,
     ) -> Result<Streaming<WatchTraceEventsResponse>, Status> {
-        Ok(self.events().watch_trace_events(request(message, &self.token(), None)).await?.into_inner())
+        Ok(self.events().watch_trace_events(self.operator.request(message)).await?.into_inner())
     }
 }

@@ -1,0 +1,121 @@
+//! `ordermesh routes`: the policies in force at a running system, as its instances report them.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use contracts::mesh::v1::{Access, Route};
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::instances::Instances;
+use crate::out;
+use crate::system::Location;
+use crate::table;
+use crate::topology::graph::duration;
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Only of this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
+    #[command(flatten)]
+    location: Location,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Format {
+    /// One method per line
+    Text,
+    /// An array of objects
+    Json,
+}
+
+/// A method's policy at the instances of a service.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+struct Row {
+    service: &'static str,
+    method: String,
+    /// Who may call it: `public`, `customer`, `operator`, or names of services.
+    access: Vec<String>,
+    /// Null for streams.
+    deadline_ms: Option<u128>,
+    retryable: bool,
+    event: String,
+    max_message_bytes: i64,
+    /// Calls, and the milliseconds in which they are refilled.
+    quota: Option<(i64, u128)>,
+}
+
+impl Row {
+    fn new(service: &'static str, route: Route) -> Self {
+        let access = |access| match access {
+            Access::Public => Some("public"),
+            Access::Customer => Some("customer"),
+            Access::Operator => Some("operator"),
+            // The services are named.
+            Access::Service | Access::Unspecified => None,
+        };
+        let users = route.allow().filter_map(access).map(str::to_owned);
+        Self {
+            service,
+            access: users.chain(route.callers.iter().cloned()).collect(),
+            deadline_ms: route.timeout.as_ref().map(|_| duration(&route.timeout).as_millis()),
+            retryable: route.retryable,
+            max_message_bytes: route.max_message_bytes,
+            quota: route.quota.as_ref().map(|quota| (quota.calls, duration(&quota.interval).as_millis())),
+            method: route.method,
+            event: route.event,
+        }
+    }
+
+    fn cells(&self) -> [String; 7] {
+        let quota = |(calls, millis): (i64, u128)| {
+            let per = Duration::from_millis(millis.try_into().unwrap_or(u64::MAX));
+            format!("{calls} per {} s", per.as_secs_f64())
+        };
+        [
+            self.method.clone(),
+            self.access.join(", "),
+            self.deadline_ms.map_or_else(|| "stream".to_owned(), |millis| format!("{millis} ms")),
+            if self.retryable { "yes" } else { "no" }.to_owned(),
+            if self.event.is_empty() { "-".to_owned() } else { self.event.clone() },
+            self.quota.map_or_else(|| "-".to_owned(), quota),
+            self.max_message_bytes.to_string(),
+        ]
+    }
+}
+
+/// Prints the policies, once for each service.
+///
+/// # Errors
+/// There is no system, an instance rejects the call, or the output cannot be written.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let instances = Instances::find(options.location).await?;
+    let mut rows: Vec<Row> = Vec::new();
+    for instance in instances.all() {
+        let service = instance.service.name();
+        let is_wanted = options.service.as_ref().is_none_or(|wanted| wanted == service);
+        // Instances of a service are of one configuration: the first one speaks for it.
+        if !is_wanted || rows.iter().any(|row| row.service == service) {
+            continue;
+        }
+        let listed = instance.routes().await.map_err(Error::rejected("ListRoutes"))?;
+        rows.extend(listed.routes.into_iter().map(|route| Row::new(service, route)));
+    }
+    if let Some(service) = options.service.filter(|_| rows.is_empty()) {
+        return Err(Error::Usage(format!("no service is named {service}: user, order, payment or data")));
+    }
+    match options.output {
+        Format::Json => out::line(serde_json::to_string_pretty(&rows).unwrap_or_default()),
+        Format::Text => {
+            let titles = ["METHOD", "ACCESS", "DEADLINE", "RETRIES", "EVENT", "QUOTA", "MAX BYTES"].map(str::to_owned);
+            // Every service serves the methods of the mesh: they are printed once.
+            let mut seen = std::collections::HashSet::new();
+            let cells = rows.iter().filter(|row| seen.insert(row.method.clone())).map(Row::cells);
+            out::text(table::text(std::iter::once(titles).chain(cells)))
+        }
+    }
+}

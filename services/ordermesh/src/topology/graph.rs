@@ -1,0 +1,335 @@
+//! The services of a system and their calls, put together from the snapshots of all instances.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use contracts::mesh::v1::mesh_admin_service_server::SERVICE_NAME;
+use contracts::mesh::v1::{BreakerState, CallStatistics, Endpoint, GetSnapshotResponse, ServingState, Target, Window};
+use serde::{Serialize, Serializer};
+use tonic::Status;
+
+use crate::error::describe;
+use crate::instances::Instance;
+
+/// An instance is slow if its median is this many times that of the fastest one, and by at least `SLOW_BY` longer; after
+/// few calls (callers avoid a slow instance) by at least `SLOW_BY_OF_FEW`.
+const SLOW_FACTOR: u32 = 3;
+const SLOW_BY: Duration = Duration::from_millis(10);
+const SLOW_BY_OF_FEW: Duration = Duration::from_millis(100);
+const FEW_CALLS: i64 = 10;
+
+/// Which calls are considered.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WindowLength {
+    /// Of about the last 10 s
+    #[value(name = "10s")]
+    Short,
+    /// Of about the last 60 s
+    #[value(name = "60s")]
+    Long,
+}
+
+impl WindowLength {
+    pub(crate) fn of<'a>(self, short: &'a Option<Window>, long: &'a Option<Window>) -> Option<&'a Window> {
+        match self {
+            Self::Short => short.as_ref(),
+            Self::Long => long.as_ref(),
+        }
+    }
+
+    /// The other one.
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Short => Self::Long,
+            Self::Long => Self::Short,
+        }
+    }
+
+    fn of_calls(self, calls: &Option<CallStatistics>) -> Option<&Window> {
+        let calls = calls.as_ref()?;
+        self.of(&calls.last_10s, &calls.last_60s)
+    }
+}
+
+fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0)
+}
+
+/// A duration of the contract; zero without one.
+pub(crate) fn duration(of: &Option<prost_types::Duration>) -> Duration {
+    of.and_then(|duration| duration.try_into().ok()).unwrap_or_default()
+}
+
+/// Whether calls of a method are considered: not those of these commands, and not streams, whose latency is not that of
+/// a response.
+fn is_considered(method: &str) -> bool {
+    let policy = contracts::POLICIES.find(&format!("/{method}"));
+    !method.starts_with(SERVICE_NAME) && policy.is_none_or(|policy| !policy.streaming)
+}
+
+/// Unary calls of several reporters together. Percentiles are those of the slowest reporter.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub(crate) struct Calls {
+    pub(crate) calls: i64,
+    pub(crate) failures: i64,
+    /// The longest window of the reporters.
+    pub(crate) seconds: f64,
+    #[serde(rename = "p50_ms", serialize_with = "as_millis")]
+    pub(crate) p50: Duration,
+    #[serde(rename = "p99_ms", serialize_with = "as_millis")]
+    pub(crate) p99: Duration,
+}
+
+impl Calls {
+    fn add(&mut self, window: Option<&Window>) {
+        let Some(window) = window else { return };
+        self.calls += window.calls;
+        self.failures += window.failures;
+        self.seconds = self.seconds.max(duration(&window.length).as_secs_f64());
+        self.p50 = self.p50.max(duration(&window.p50));
+        self.p99 = self.p99.max(duration(&window.p99));
+    }
+
+    /// Calls per second.
+    #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in a minute")]
+    pub(crate) fn rate(&self) -> f64 {
+        if self.seconds > 0.0 { self.calls as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// The part of the calls that did not fail, in 0..=1; `None` without calls.
+    #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in a minute")]
+    pub(crate) fn success(&self) -> Option<f64> {
+        (self.calls > 0).then(|| 1.0 - self.failures as f64 / self.calls as f64)
+    }
+}
+
+/// An instance, as its callers see it.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct InstanceCalls {
+    /// Its name; empty if it did not respond itself.
+    pub(crate) instance: String,
+    pub(crate) address: String,
+    pub(crate) calls: Calls,
+    pub(crate) in_flight: i64,
+    /// Whether a caller is connected.
+    pub(crate) connected: bool,
+    /// Its breaker at the caller where it is least closed: `closed`, `half_open` or `open`.
+    pub(crate) breaker: &'static str,
+    /// The load by which callers choose, at the caller where it is highest.
+    #[serde(rename = "load_ms", serialize_with = "as_millis")]
+    pub(crate) load: Duration,
+    /// Whether its median is several times that of the fastest instance.
+    pub(crate) slow: bool,
+}
+
+/// The calls of one service, or of clients, to another service.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Edge {
+    /// `anonymous`, `customer`, `operator`, or a service.
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) calls: Calls,
+    pub(crate) in_flight: i64,
+    /// Since the start of the callers.
+    pub(crate) retries: i64,
+    /// The called instances.
+    pub(crate) instances: Vec<InstanceCalls>,
+}
+
+/// An instance of a service.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Node {
+    pub(crate) service: &'static str,
+    /// Its name; empty if it does not respond.
+    pub(crate) instance: String,
+    pub(crate) address: String,
+    pub(crate) version: String,
+    /// `serving`, `not_serving`, `draining`, or `unreachable`.
+    pub(crate) state: &'static str,
+    /// Why it is unreachable.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) error: String,
+    /// Served calls, of all callers.
+    pub(crate) calls: Calls,
+    pub(crate) in_flight: i64,
+}
+
+/// Services and their calls.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Graph {
+    pub(crate) instances: Vec<Node>,
+    /// Clients' first, then by caller.
+    pub(crate) edges: Vec<Edge>,
+}
+
+impl Graph {
+    pub(crate) fn of(snapshots: &[(Instance, Result<GetSnapshotResponse, Status>)], window: WindowLength) -> Self {
+        let instances: Vec<_> = snapshots.iter().map(|(instance, state)| node(instance, state, window)).collect();
+        let mut edges = Edges { window, names: &instances, by_ends: BTreeMap::new() };
+        for (instance, snapshot) in snapshots {
+            let Ok(snapshot) = snapshot else { continue };
+            edges.add_clients(instance, snapshot);
+            snapshot.targets.iter().for_each(|target| edges.add_target(&snapshot.service, target));
+        }
+        let edges = edges.finish();
+        Self { instances, edges }
+    }
+}
+
+fn node(instance: &Instance, snapshot: &Result<GetSnapshotResponse, Status>, window: WindowLength) -> Node {
+    let mut node = Node {
+        service: instance.service.name(),
+        instance: String::new(),
+        address: instance.address.clone(),
+        version: String::new(),
+        state: "unreachable",
+        error: String::new(),
+        calls: Calls::default(),
+        in_flight: 0,
+    };
+    match snapshot {
+        Err(status) => node.error = describe(status),
+        Ok(snapshot) => {
+            node.instance.clone_from(&snapshot.instance);
+            node.version.clone_from(&snapshot.version);
+            node.state = match snapshot.serving_state() {
+                ServingState::Serving => "serving",
+                ServingState::Draining => "draining",
+                ServingState::NotServing | ServingState::Unspecified => "not_serving",
+            };
+            for method in snapshot.methods.iter().filter(|method| is_considered(&method.method)) {
+                node.in_flight += method.in_flight;
+                method.callers.iter().for_each(|of| node.calls.add(window.of_calls(&of.calls)));
+            }
+        }
+    }
+    node
+}
+
+/// The edges, while they are put together.
+struct Edges<'a> {
+    window: WindowLength,
+    names: &'a [Node],
+    by_ends: BTreeMap<(String, String), Edge>,
+}
+
+impl Edges<'_> {
+    fn edge(&mut self, from: &str, to: &str) -> &mut Edge {
+        let ends = (from.to_owned(), to.to_owned());
+        self.by_ends.entry(ends).or_insert_with(|| Edge {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            calls: Calls::default(),
+            in_flight: 0,
+            retries: 0,
+            instances: Vec::new(),
+        })
+    }
+
+    /// The calls of clients: services report theirs themselves.
+    fn add_clients(&mut self, instance: &Instance, snapshot: &GetSnapshotResponse) {
+        let window = self.window;
+        let methods = snapshot.methods.iter().filter(|method| is_considered(&method.method));
+        for of in methods.flat_map(|method| &method.callers) {
+            if !matches!(of.caller.as_str(), "anonymous" | "customer" | "operator") {
+                continue;
+            }
+            let edge = self.edge(&of.caller, &snapshot.service);
+            edge.calls.add(window.of_calls(&of.calls));
+            let known = edge.instances.iter_mut().find(|known| known.address == instance.address);
+            let served = match known {
+                Some(known) => known,
+                None => {
+                    edge.instances.push(InstanceCalls {
+                        instance: snapshot.instance.clone(),
+                        address: instance.address.clone(),
+                        calls: Calls::default(),
+                        in_flight: 0,
+                        connected: true,
+                        breaker: "closed",
+                        load: Duration::ZERO,
+                        slow: false,
+                    });
+                    // It was pushed.
+                    let Some(pushed) = edge.instances.last_mut() else { continue };
+                    pushed
+                }
+            };
+            served.calls.add(window.of_calls(&of.calls));
+        }
+    }
+
+    fn add_target(&mut self, from: &str, target: &Target) {
+        let window = self.window;
+        let names = self.names;
+        let edge = self.edge(from, &target.name);
+        edge.retries += target.retries;
+        for method in target.methods.iter().filter(|method| is_considered(&method.method)) {
+            edge.in_flight += method.in_flight;
+            edge.calls.add(window.of_calls(&method.calls));
+        }
+        for endpoint in &target.endpoints {
+            let name = names.iter().find(|node| node.address == endpoint.address && node.service == target.name);
+            let name = name.map(|node| node.instance.clone()).unwrap_or_default();
+            merge(&mut edge.instances, endpoint, name, window);
+        }
+    }
+
+    fn finish(self) -> Vec<Edge> {
+        // A channel that is not used is no edge.
+        let is_used = |edge: &Edge| edge.calls.calls > 0 || edge.in_flight > 0;
+        let mut edges: Vec<_> = self.by_ends.into_values().filter(is_used).collect();
+        for edge in &mut edges {
+            edge.instances.sort_by(|a, b| a.address.cmp(&b.address));
+            mark_slow(&mut edge.instances);
+        }
+        let is_service = |edge: &Edge| !matches!(edge.from.as_str(), "anonymous" | "customer" | "operator");
+        edges.sort_by(|a, b| (is_service(a), &a.from, &a.to).cmp(&(is_service(b), &b.from, &b.to)));
+        edges
+    }
+}
+
+fn merge(instances: &mut Vec<InstanceCalls>, endpoint: &Endpoint, instance: String, window: WindowLength) {
+    let breaker = match endpoint.breaker() {
+        BreakerState::Closed | BreakerState::Unspecified => "closed",
+        BreakerState::HalfOpen => "half_open",
+        BreakerState::Open => "open",
+    };
+    let mut calls = Calls::default();
+    calls.add(window.of(&endpoint.last_10s, &endpoint.last_60s));
+    let new = InstanceCalls {
+        instance,
+        address: endpoint.address.clone(),
+        calls,
+        in_flight: endpoint.in_flight,
+        connected: endpoint.connected,
+        breaker,
+        load: duration(&endpoint.load),
+        slow: false,
+    };
+    let Some(known) = instances.iter_mut().find(|known| known.address == new.address) else {
+        return instances.push(new);
+    };
+    known.calls.add(window.of(&endpoint.last_10s, &endpoint.last_60s));
+    known.in_flight += new.in_flight;
+    known.connected |= new.connected;
+    known.load = known.load.max(new.load);
+    let openness = |breaker| ["closed", "half_open", "open"].iter().position(|state| *state == breaker);
+    if openness(new.breaker) > openness(known.breaker) {
+        known.breaker = new.breaker;
+    }
+}
+
+fn mark_slow(instances: &mut [InstanceCalls]) {
+    let called = |instance: &&InstanceCalls| instance.calls.calls > 0;
+    let Some(fastest) = instances.iter().filter(called).map(|instance| instance.calls.p50).min() else { return };
+    for instance in instances {
+        let p50 = instance.calls.p50;
+        let by = if instance.calls.calls < FEW_CALLS { SLOW_BY_OF_FEW } else { SLOW_BY };
+        instance.slow = instance.calls.calls > 0 && p50 >= fastest * SLOW_FACTOR && p50 >= fastest + by;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
