@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import crash  # noqa: E402
 import golden  # noqa: E402
 import leaks  # noqa: E402
+import live  # noqa: E402
 import postgres  # noqa: E402
 import readme  # noqa: E402
 import rolling  # noqa: E402
@@ -24,6 +25,7 @@ from system import prepare_process, run_named  # noqa: E402
 PARTS = {
     "readme": readme.run,
     "trace": golden.run,
+    "live": live.run,
     "kill": crash.kill_each_service,
     "supervisor": crash.kill_the_supervisor,
     "port": crash.taken_port,

@@ -117,6 +117,11 @@ class Api:
         check(len(found) < limit, f"the search for {tags} is not truncated at {limit}")
         return {data["traceID"]: [read_span(data, span) for span in data["spans"]] for data in found}
 
+    def finds(self, service, tags):
+        """Whether a span of the service has all of the tags."""
+        query = urllib.parse.urlencode({"service": service, "tags": json.dumps(tags), "limit": 1, "lookback": "1h"})
+        return bool(self.ask(f"/api/traces?{query}")["data"])
+
     def failures(self, service, event_type):
         """{trace id: the failed events} of a service and a type, found by tag."""
         wanted = {f"{PREFIX}type": event_type, f"{PREFIX}status": "failed"}

@@ -137,6 +137,8 @@ pub(crate) struct Row {
     pub(crate) max_message_bytes: Option<u64>,
     /// The repeated fields of its request.
     pub(crate) limits: Vec<LimitRow>,
+    /// Whether a traffic policy cannot change it.
+    pub(crate) infrastructure: bool,
 }
 
 /// The maximum number of elements of a repeated field.
@@ -210,7 +212,13 @@ fn row(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Row, TableE
         streaming: method.is_server_streaming(),
         max_message_bytes: max_message_bytes(method, policy)?,
         limits: vec![],
+        infrastructure: infrastructure(method, policy)?,
     })
+}
+
+fn infrastructure(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<bool, TableError> {
+    let value = policy.get_field_by_name("infrastructure").and_then(|value| value.as_bool());
+    value.ok_or_else(|| shape(method, "infrastructure"))
 }
 
 fn max_message_bytes(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<u64>, TableError> {
@@ -362,7 +370,19 @@ fn idempotency(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<&'s
 }
 
 fn render_row(row: &Row) -> String {
-    let Row { path, event, no_event, allow, callers, timeout, idempotency, streaming, max_message_bytes, limits } = row;
+    let Row {
+        path,
+        event,
+        no_event,
+        allow,
+        callers,
+        timeout,
+        idempotency,
+        streaming,
+        max_message_bytes,
+        limits,
+        infrastructure,
+    } = row;
     let allow: Vec<String> = allow.iter().map(|access| format!("::mesh::Access::{access}")).collect();
     let timeout = match timeout {
         Some((seconds, nanos)) => format!("Some(::std::time::Duration::new({seconds}, {nanos}))"),
@@ -371,7 +391,7 @@ fn render_row(row: &Row) -> String {
     format!(
         "    ::mesh::MethodPolicy {{\n        path: {path:?},\n        event: {event:?},\n        no_event: {no_event:?},\n        allow: &[{allow}],\n        \
          callers: &{callers:?},\n        timeout: {timeout},\n        idempotency: ::mesh::Idempotency::{idempotency},\n        \
-         streaming: {streaming},\n        max_message_bytes: {max_message_bytes:?},\n        limits: &[{limits}],\n    }},\n",
+         streaming: {streaming},\n        max_message_bytes: {max_message_bytes:?},\n        limits: &[{limits}],\n        infrastructure: {infrastructure},\n    }},\n",
         allow = allow.join(", "),
         limits = limits.iter().map(render_limit).collect::<Vec<_>>().join(", "),
     )

@@ -12,7 +12,7 @@ use contracts::mesh::v1::mesh_admin_service_server::{MeshAdminService, MeshAdmin
 use futures_util::{Stream, stream};
 use kernel::{Clock, Timestamp};
 use mesh::tls::Identity;
-use mesh::{Caller, Monitor, PolicyTable, Quota, Tap};
+use mesh::{Caller, Monitor, PolicyTable, Quota, Tap, TrafficPolicy};
 use storage::Database;
 use telemetry::{Operation, Outcome};
 use tokio::time::Instant;
@@ -44,6 +44,7 @@ pub(crate) struct Admin {
     pub(crate) service: &'static str,
     pub(crate) instance: String,
     pub(crate) monitor: Monitor,
+    pub(crate) traffic: TrafficPolicy,
     pub(crate) identity: Option<Identity>,
     pub(crate) driver: Option<ReadDriver>,
     pub(crate) started: Timestamp,

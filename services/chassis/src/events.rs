@@ -51,7 +51,8 @@ enum Verdict {
 fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let error = event.error.as_ref();
     let class = error.and_then(|error| ErrorClass::named(&error.kind));
-    let unreachable = error.is_some_and(|error| error.reason == "UNREACHABLE");
+    let has_reason = |reason| error.is_some_and(|error| error.reason == reason);
+    let (unreachable, injected) = (has_reason("UNREACHABLE"), has_reason(mesh::INJECTED_FAULT));
     match (event.event_type.as_str(), kind) {
         // A log-in needs no credentials, so a malformed one is only a metric and a span. Its success is written with
         // the session; a rejection by a limit is a metric too.
@@ -72,6 +73,7 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
             (Some(_), _)                                                                => Verdict::Unchanged,
         },
         // The client's side is an event only when the peer did not respond.
+        ("data_lookup" | "payment_processing", Kind::Client) if injected              => Verdict::Unchanged,
         ("data_lookup", Kind::Client) => match class {
             Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::Unchanged,
             Some(_) | None                                                              => Verdict::Nothing,
@@ -389,5 +391,15 @@ mod tests {
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Nothing);
         unreachable.error.as_mut().expect("a failure").reason = "UNREACHABLE".into();
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Unchanged);
+    }
+
+    #[test]
+    fn an_injected_fault_is_an_event_because_no_other_service_has_seen_the_call() {
+        for event_type in ["data_lookup", "payment_processing"] {
+            let mut injected = event(event_type, Some("INTERNAL"));
+            assert_eq!(verdict(Kind::Client, &injected), Verdict::Nothing);
+            injected.error.as_mut().expect("a failure").reason = mesh::INJECTED_FAULT.into();
+            assert_eq!(verdict(Kind::Client, &injected), Verdict::Unchanged);
+        }
     }
 }

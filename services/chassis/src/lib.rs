@@ -5,7 +5,7 @@
 //! - [`settings`]: the settings common to all services
 //! - [`start`]: start-up, from settings to a running server, and the drain
 //! - `health`: readiness and liveness
-//! - [`admin`]: mesh.v1.MeshAdminService
+//! - [`admin`]: the handlers of mesh.v1.MeshAdminService
 //! - [`audit`]: the actor of an audited change
 //! - [`events`]: which completed operations become events (the table of the README), and their way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
@@ -47,7 +47,7 @@ pub use opaque::{Opaque, OpaqueError};
 pub use page::PageToken;
 pub use settings::{
     ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, ServerSettings, Settings,
-    TelemetrySettings, TlsSettings, UserPeer,
+    TelemetrySettings, TlsSettings, TrafficSettings, UserPeer,
 };
 pub use start::{Chassis, Error, Served};
 

@@ -37,6 +37,9 @@ pub struct Settings {
     /// Instances of the Data Service, which stores the trace events of all services. A list, or dns:///NAME:PORT, which is resolved every 3 s
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
     pub data_addresses: Addresses,
+    /// What is changed of calls at run time.
+    #[command(flatten)]
+    pub traffic: TrafficSettings,
     /// Traces, metrics and logs.
     #[command(flatten)]
     pub telemetry: TelemetrySettings,
@@ -118,6 +121,17 @@ impl ServerSettings {
             ..config
         }
     }
+}
+
+/// The traffic policy.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TrafficSettings {
+    /// YAML file of a traffic policy: shorter timeouts, faults on purpose, stricter callers that are counted. Read every 2 s; an invalid file is refused, and the policy before stays in force
+    #[arg(long, env = "ORDERMESH_TRAFFIC_POLICY", value_name = "FILE")]
+    pub traffic_policy: Option<PathBuf>,
+    /// Accept a traffic policy that injects faults
+    #[arg(long, env = "ORDERMESH_ALLOW_FAULTS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_faults: bool,
 }
 
 /// Traces, metrics and logs.

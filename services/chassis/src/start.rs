@@ -9,6 +9,7 @@ use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
 use mesh::tls::Identity;
 use mesh::{
     Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Monitor, Quota, ServerConfig, SharedSecret,
+    TrafficPolicy,
 };
 use parking_lot::Mutex;
 use storage::ownership;
@@ -41,6 +42,9 @@ const MIN_TASK_TIME: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the certificate is checked for renewal.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often the traffic policy's file is read.
+const TRAFFIC_POLICY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a service serves on its port.
 pub struct Served {
@@ -76,6 +80,8 @@ pub struct Chassis {
     settings: Settings,
     /// Observes the calls of the server and of all channels.
     monitor: Monitor,
+    /// What is changed of calls at run time.
+    traffic: TrafficPolicy,
     started: Timestamp,
     /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
     shutdown_requested: CancellationToken,
@@ -131,6 +137,7 @@ impl Chassis {
             secret,
             settings: settings.clone(),
             monitor: Monitor::new(service),
+            traffic: TrafficPolicy::new(contracts::POLICIES, settings.traffic.allow_faults),
             started: clock.now(),
             drained: CancellationToken::new(),
             unwritten: Arc::new(Mutex::new(Some(waiting))),
@@ -146,6 +153,13 @@ impl Chassis {
         ));
         if let Some(identity) = chassis.identity.clone() {
             chassis.tasks.spawn(identity.follow(CERTIFICATE_INTERVAL, chassis.shutdown.clone()));
+        }
+        if let Some(file) = &settings.traffic.traffic_policy {
+            chassis.traffic.load(file);
+            chassis.traffic.export();
+            let follow =
+                chassis.traffic.clone().follow(file.clone(), TRAFFIC_POLICY_INTERVAL, chassis.shutdown.clone());
+            chassis.tasks.spawn(follow);
         }
         let relay = Relay::new(db, &chassis.instance, chassis.data_channel());
         chassis.relay.spawn(relay.run(chassis.written.clone()));
@@ -203,8 +217,8 @@ impl Chassis {
         let events = Some(self.events.clone());
         let tls = self.identity.as_ref().map(|identity| identity.client(target));
         let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
-        let monitor = self.monitor.clone();
-        mesh::client(ClientConfig { credentials, events, monitor, is_mesh_service, tls, ..config })
+        let (monitor, traffic) = (self.monitor.clone(), self.traffic.clone());
+        mesh::client(ClientConfig { credentials, events, monitor, traffic, is_mesh_service, tls, ..config })
     }
 
     /// Serves until shutdown is requested, then drains: calls in flight end, background tasks end, the last events are
@@ -246,6 +260,7 @@ impl Chassis {
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
             monitor: self.monitor.clone(),
+            traffic: self.traffic.clone(),
             services: services.clone(),
             rate_limits: served.rate_limits.clone(),
             trust_client_trace_context: settings.telemetry.trust_client_trace_context,
@@ -255,6 +270,7 @@ impl Chassis {
             service: self.service,
             instance: self.instance.clone(),
             monitor: self.monitor.clone(),
+            traffic: self.traffic.clone(),
             identity: self.identity.clone(),
             driver: served.driver,
             started: self.started,

@@ -50,6 +50,7 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     streaming: false,
     max_message_bytes: None,
     limits: &[],
+    infrastructure: false,
 }]);
 
 #[derive(Clone)]

@@ -12,6 +12,7 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: "/grpc.health.v1.Health/Check", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],
     timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
     max_message_bytes: None, limits: &[],
+    infrastructure: false,
 }]);
 
 fn addresses(args: Vec<String>) -> Addresses {

@@ -16,6 +16,7 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: "/echo.v1.Echo/Say", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],
     timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
     max_message_bytes: None, limits: &[],
+    infrastructure: false,
 }]);
 
 #[derive(Clone)]

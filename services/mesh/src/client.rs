@@ -9,6 +9,7 @@ mod deadline;
 pub(crate) mod discovery;
 mod endpoint;
 mod endpoints;
+mod fault;
 mod load;
 mod metrics;
 mod observed_target;
@@ -16,6 +17,7 @@ mod reconnect;
 mod retry;
 mod rng;
 mod telemetry;
+mod visited;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use crate::client::deadline::{ClientDeadline, client_deadline};
 use crate::client::discovery::{Addresses, SystemResolver};
 use crate::client::endpoint::EndpointConfig;
 use crate::client::endpoints::Endpoints;
+use crate::client::fault::{InjectFaults, inject_faults};
 use crate::client::metrics::ClientMetrics;
 use crate::client::observed_target::ObservedTarget;
 use crate::client::reconnect::Reconnect;
@@ -47,6 +50,7 @@ use crate::monitor::observed::Observer;
 use crate::monitor::statistics::CallTable;
 use crate::policy::PolicyTable;
 use crate::tls::ClientTls;
+use crate::traffic::TrafficPolicy;
 
 /// A client's configuration. [`ClientConfig::new`] has the defaults.
 pub struct ClientConfig {
@@ -62,6 +66,8 @@ pub struct ClientConfig {
     pub events: Option<Arc<dyn EventSink>>,
     /// Observes the calls.
     pub monitor: Monitor,
+    /// What the traffic policy changes of the calls.
+    pub traffic: TrafficPolicy,
     /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
     pub is_mesh_service: bool,
     /// Connections to each instance.
@@ -84,6 +90,7 @@ impl ClientConfig {
             credentials: Credentials::None,
             events: None,
             monitor: Monitor::new("client"),
+            traffic: TrafficPolicy::none(),
             is_mesh_service: false,
             connections: 1,
             tls: None,
@@ -99,7 +106,7 @@ impl ClientConfig {
 pub struct Channel {
     /// In snapshots while the channel exists.
     target: Arc<ObservedTarget>,
-    stack: ClientTelemetry<ClientDeadline<Retry<WithCredentials<Balance>>>>,
+    stack: ClientTelemetry<ClientDeadline<InjectFaults<Retry<WithCredentials<Balance>>>>>,
 }
 
 /// Creates a channel. It connects when it is first used.
@@ -118,12 +125,13 @@ pub fn client(config: ClientConfig) -> Channel {
         budget: budget.clone(),
     });
     config.monitor.register(&target);
-    let retrying = RetryConfig { is_on: config.retries, budget, rng, metrics };
+    let retrying = RetryConfig { is_on: config.retries, budget, rng: rng.clone(), metrics };
     let telemetry = ClientTelemetryConfig {
         policies: config.policies,
         events: config.events,
         is_mesh_service: config.is_mesh_service,
         propagation: config.propagation,
+        traffic: config.traffic,
         observer,
     };
 
@@ -133,6 +141,8 @@ pub fn client(config: ClientConfig) -> Channel {
         .layer(client_telemetry(telemetry))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline())
+        // Inside the deadline, which a delay uses up; outside of retry: a fault is the call's result, and no instance's.
+        .layer(inject_faults(config.target, rng))
         // Outside of what is chosen for each attempt: credentials and instance.
         .layer(retry(retrying))
         // Inside retry: each attempt has the newest credentials.

@@ -16,6 +16,7 @@
 //! - `body`, `io`: bodies and streams that wrap others
 //! - `monitor`: statistics of calls, and taps
 //! - `ops`: health, reflection, the admin port, gauges
+//! - `traffic`: the traffic policy, a file that is followed
 //! - `status`: a service's error as a gRPC status
 
 mod body;
@@ -29,6 +30,7 @@ pub mod policy;
 mod server;
 mod status;
 pub mod tls;
+mod traffic;
 
 pub use call::caller_class::CallerClass;
 pub use call::deadline::time_left;
@@ -58,4 +60,5 @@ pub use server::listen::listen;
 pub use server::memory_limit::budget_of;
 pub use server::serve::Server;
 pub use server::server;
-pub use status::{Kind, Rejected, Rejection, Violation, code_name, error_class, status};
+pub use status::{INJECTED_FAULT, Kind, Rejected, Rejection, Violation, code_name, error_class, status};
+pub use traffic::{Fault, TrafficPolicy, TrafficRule, TrafficState};

@@ -49,6 +49,8 @@ pub struct MethodPolicy {
     pub max_message_bytes: Option<usize>,
     /// The limits on the request's repeated fields.
     pub limits: &'static [FieldLimit],
+    /// Whether the platform depends on it: a traffic policy cannot change it.
+    pub infrastructure: bool,
 }
 
 /// The limit on a repeated field of a request.
@@ -89,6 +91,7 @@ pub(crate) const METHOD: MethodPolicy = MethodPolicy {
     streaming: false,
     max_message_bytes: None,
     limits: &[],
+    infrastructure: false,
 };
 
 /// All methods, sorted by path.

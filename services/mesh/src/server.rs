@@ -111,7 +111,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before any resource is taken: an unauthenticated call to a protected method takes no permit and no memory.
-        .layer(auth(authorizer.clone(), rejections.clone()))
+        .layer(auth(authorizer.clone(), config.traffic, rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request's memory is reserved as it arrives, and the permit is taken when it is complete. A

@@ -30,6 +30,9 @@ pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
 /// The number of status codes.
 pub(crate) const CODES: usize = Code::Unauthenticated as usize + 1;
 
+/// The reason of a client's error for a call that the traffic policy lets fail: it was never sent.
+pub const INJECTED_FAULT: &str = "INJECTED_FAULT";
+
 /// The suffix of the domains of this platform's errors.
 const PLATFORM: &str = ".ordermesh";
 /// ErrorInfo's metadata key for the class of an error's cause: see [`Rejection::cause`].

@@ -180,6 +180,7 @@ impl TestSystem {
             database_url: self.url(),
             tls: false,
             log: "off".to_owned(),
+            traffic: chassis::TrafficSettings::default(),
             forwarded,
             quiet: true,
             restarts_at_once: true,

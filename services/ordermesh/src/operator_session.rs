@@ -10,6 +10,9 @@ use crate::data_dir::Login;
 use crate::error::Error;
 use crate::system::request;
 
+/// What is reported as failed.
+pub(crate) const LOG_IN: &str = "the log-in";
+
 /// An operator's session.
 pub(crate) struct OperatorSession {
     user: Channel,
@@ -23,7 +26,7 @@ impl OperatorSession {
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn open(user: Channel, login: Login) -> Result<Self, Error> {
-        let token = log_in(&user, &login).await?;
+        let token = log_in(&user, &login).await.map_err(Error::rejected(LOG_IN))?;
         Ok(Self { user, login, token: Mutex::new(token) })
     }
 
@@ -31,7 +34,7 @@ impl OperatorSession {
     ///
     /// # Errors
     /// The log-in is rejected.
-    pub(crate) async fn renew(&self) -> Result<(), Error> {
+    pub(crate) async fn renew(&self) -> Result<(), Status> {
         let token = log_in(&self.user, &self.login).await?;
         *self.token.lock() = token;
         Ok(())
@@ -53,10 +56,7 @@ impl OperatorSession {
     {
         let response = match call(self.request(message.clone())).await {
             Err(status) if status.code() == Code::Unauthenticated => {
-                self.renew().await.map_err(|error| match error {
-                    Error::Rejected { status, .. } => *status,
-                    error => Status::unauthenticated(error.to_string()),
-                })?;
+                self.renew().await?;
                 call(self.request(message)).await
             }
             response => response,
@@ -69,10 +69,9 @@ impl OperatorSession {
 ///
 /// # Errors
 /// The log-in is rejected.
-pub(crate) async fn log_in(user: &Channel, login: &Login) -> Result<String, Error> {
+pub(crate) async fn log_in(user: &Channel, login: &Login) -> Result<String, Status> {
     let message = LoginRequest { email: login.email.clone(), password: login.password.clone() };
-    let response = UserServiceClient::new(user.clone()).login(mesh::untraced(message)).await;
-    let response = response.map_err(Error::rejected("the log-in"))?;
+    let response = UserServiceClient::new(user.clone()).login(mesh::untraced(message)).await?;
     Ok(response.into_inner().session.unwrap_or_default().access_token)
 }
 

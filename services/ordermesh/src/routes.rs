@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use contracts::mesh::v1::{Access, Route};
+use contracts::mesh::v1::{Access, Route, TrafficRule};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -47,6 +47,8 @@ struct Row {
     max_message_bytes: i64,
     /// Calls, and the milliseconds in which they are refilled.
     quota: Option<(i64, u128)>,
+    /// What the traffic policy changes; empty if nothing.
+    traffic: String,
 }
 
 impl Row {
@@ -66,12 +68,13 @@ impl Row {
             retryable: route.retryable,
             max_message_bytes: route.max_message_bytes,
             quota: route.quota.as_ref().map(|quota| (quota.calls, duration(&quota.interval).as_millis())),
+            traffic: route.traffic_rule.as_ref().map(traffic).unwrap_or_default(),
             method: route.method,
             event: route.event,
         }
     }
 
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; 8] {
         let quota = |(calls, millis): (i64, u128)| {
             let per = Duration::from_millis(millis.try_into().unwrap_or(u64::MAX));
             format!("{calls} per {} s", per.as_secs_f64())
@@ -84,8 +87,26 @@ impl Row {
             if self.event.is_empty() { "-".to_owned() } else { self.event.clone() },
             self.quota.map_or_else(|| "-".to_owned(), quota),
             self.max_message_bytes.to_string(),
+            self.traffic.clone(),
         ]
     }
+}
+
+/// What a traffic policy changes, for example `timeout 5s, 50 % delay 300ms`.
+fn traffic(rule: &TrafficRule) -> String {
+    let span = |of: &Option<prost_types::Duration>| {
+        let millis = duration(of).as_millis();
+        if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
+    };
+    let timeout = rule.timeout.is_some().then(|| format!("timeout {}", span(&rule.timeout)));
+    let fault = rule.fault.as_ref().map(|fault| {
+        let delay = if fault.delay.is_some() { format!(" delay {}", span(&fault.delay)) } else { String::new() };
+        let code = if fault.code.is_empty() { String::new() } else { format!(" {}", fault.code) };
+        format!("{} %{delay}{code}", fault.percent)
+    });
+    let audit =
+        (!rule.audited_callers.is_empty()).then(|| format!("audit all but {}", rule.audited_callers.join(", ")));
+    timeout.into_iter().chain(fault).chain(audit).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the policies, once for each service.
@@ -111,7 +132,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     match options.output {
         Format::Json => out::line(serde_json::to_string_pretty(&rows).unwrap_or_default()),
         Format::Text => {
-            let titles = ["METHOD", "ACCESS", "DEADLINE", "RETRIES", "EVENT", "QUOTA", "MAX BYTES"].map(str::to_owned);
+            let titles = ["METHOD", "ACCESS", "DEADLINE", "RETRIES", "EVENT", "QUOTA", "MAX BYTES", "TRAFFIC POLICY"]
+                .map(str::to_owned);
             // Every service serves the methods of the mesh: they are printed once.
             let mut seen = std::collections::HashSet::new();
             let cells = rows.iter().filter(|row| seen.insert(row.method.clone())).map(Row::cells);

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chassis::DatabaseUrl;
+use chassis::{DatabaseUrl, TrafficSettings};
 use futures_util::future::join_all;
 use kernel::{Clock, SystemClock};
 use telemetry::{Environment, SetupError};
@@ -40,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) tls: bool,
     /// The children's log filter.
     pub(crate) log: String,
+    /// What is changed of the services' calls at run time.
+    pub(crate) traffic: TrafficSettings,
     /// Forwarded settings of single services.
     pub(crate) forwarded: ForwardedArgs,
     /// Suppresses all output.
@@ -228,6 +230,10 @@ fn env(
         env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
         return env;
     }
+    if let Some(file) = &plan.traffic.traffic_policy {
+        env.push(("ORDERMESH_TRAFFIC_POLICY".into(), file.into()));
+    }
+    env.push(("ORDERMESH_ALLOW_FAULTS".into(), plan.traffic.allow_faults.to_string().into()));
     if certificates.is_none() {
         env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
     }
@@ -277,6 +283,7 @@ mod tests {
             database_url: None,
             tls: false,
             log: "warn".into(),
+            traffic: TrafficSettings::default(),
             forwarded,
             quiet: true,
             restarts_at_once: false,

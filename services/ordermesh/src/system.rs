@@ -11,7 +11,7 @@ use tonic::metadata::MetadataValue;
 use crate::certificates::{Certificates, TRUST_DOMAIN};
 use crate::data_dir::{self, Login};
 use crate::error::Error;
-use crate::operator_session::{OperatorSession, log_in};
+use crate::operator_session::{LOG_IN, OperatorSession, log_in};
 use crate::probe;
 use crate::service::{MAX_PORT_BASE, Service};
 use crate::trace::Trace;
@@ -255,7 +255,7 @@ impl System {
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn login(&self, login: &Login) -> Result<String, Error> {
-        log_in(&self.user, login).await
+        log_in(&self.user, login).await.map_err(Error::rejected(LOG_IN))
     }
 }
 

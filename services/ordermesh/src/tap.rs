@@ -119,6 +119,9 @@ struct Line<'a> {
     attempt: i32,
     request_bytes: Option<i64>,
     response_bytes: i64,
+    /// By the traffic policy's audited callers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    would_be_denied: bool,
     #[serde(skip_serializing_if = "str::is_empty")]
     trace_id: &'a str,
 }
@@ -144,6 +147,7 @@ impl<'a> Line<'a> {
             attempt: call.attempt,
             request_bytes: call.request_bytes,
             response_bytes: call.response_bytes,
+            would_be_denied: call.would_be_denied,
             trace_id: &call.trace_id,
         }
     }
@@ -152,9 +156,10 @@ impl<'a> Line<'a> {
         let method = self.method.rsplit('/').next().unwrap_or(self.method);
         let reason = if self.reason.is_empty() { String::new() } else { format!(" {}", printable(self.reason)) };
         let attempt = if self.attempt > 1 { format!("  attempt {}", self.attempt) } else { String::new() };
+        let audit = if self.would_be_denied { "  WOULD BE DENIED" } else { "" };
         let bytes = |bytes: i64| bytes.to_string();
         format!(
-            "{}  {:<9} → {:<7}  {:<15}  {:<22} {:>7}  {}{reason}{attempt}  {}/{} bytes  trace {}",
+            "{}  {:<9} → {:<7}  {:<15}  {:<22} {:>7}  {}{reason}{attempt}{audit}  {}/{} bytes  trace {}",
             self.end_time,
             self.from,
             self.to,
@@ -344,6 +349,7 @@ mod tests {
             request_bytes: Some(100),
             response_bytes: 0,
             trace_id: "0af7".into(),
+            would_be_denied: false,
         }
     }
 

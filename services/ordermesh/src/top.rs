@@ -138,6 +138,7 @@ enum Action {
     Redraw,
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "most keys do nothing")]
 fn action(event: &Event) -> Option<Action> {
     let key = match event {
         Event::Resize(..) => return Some(Action::Redraw),

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     /// Mutual TLS everywhere, with certificates generated in DATA_DIR/certs
     #[arg(long, env = "ORDERMESH_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) tls: bool,
+    #[command(flatten)]
+    pub(crate) traffic: chassis::TrafficSettings,
     /// Log filter of the services, for example info or warn,ordermesh=debug
     #[arg(long, env = "ORDERMESH_LOG", default_value = "warn", value_name = "FILTER")]
     pub(crate) log: String,
@@ -59,6 +61,7 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
         database_url: options.database_url,
         tls: options.tls,
         log: options.log,
+        traffic: options.traffic,
         forwarded,
         quiet: false,
         restarts_at_once: false,

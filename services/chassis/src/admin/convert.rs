@@ -5,7 +5,7 @@ use std::time::Duration;
 use contracts::mesh::v1 as proto;
 use mesh::{
     Access, BreakerState, CallSummary, CalledMethod, EndpointState, Idempotency, MethodPolicy, ServedMethod, Snapshot,
-    TapFilter, TapSide, TappedCall, Target, Window,
+    TapFilter, TapSide, TappedCall, Target, TrafficRule, Window,
 };
 use tonic::Code;
 
@@ -119,6 +119,7 @@ pub(crate) fn tapped(call: TappedCall, instance: &str, dropped: u64) -> proto::T
         latency: Some(duration(call.latency)),
         attempt: i32::try_from(call.attempt.unwrap_or_default()).unwrap_or(i32::MAX),
         request_bytes: call.request_bytes.map(count),
+        would_be_denied: call.would_be_denied,
         response_bytes: count(call.response_bytes),
         trace_id: call.trace_id,
     };
@@ -160,6 +161,7 @@ pub(crate) fn snapshot(admin: &Admin) -> proto::GetSnapshotResponse {
             })
             .collect(),
         rejections: rejections.into_iter().map(|(cause, number)| (cause.to_owned(), count(number))).collect(),
+        traffic_policy: traffic_state(admin),
         driver: admin.driver.as_ref().map(|read| {
             let state = read();
             proto::DriverState {
@@ -168,6 +170,31 @@ pub(crate) fn snapshot(admin: &Admin) -> proto::GetSnapshotResponse {
                 max_in_flight: i32::try_from(state.max_in_flight).unwrap_or(i32::MAX),
             }
         }),
+    }
+}
+
+/// Absent without a file.
+fn traffic_state(admin: &Admin) -> Option<proto::TrafficPolicyState> {
+    let state = admin.traffic.state();
+    let is_set = !state.file.is_empty();
+    is_set.then(|| proto::TrafficPolicyState {
+        file: state.file,
+        digest: state.digest,
+        load_time: state.loaded.map(timestamp),
+        rule_count: i32::try_from(state.rules).unwrap_or(i32::MAX),
+        refusal: state.refused,
+    })
+}
+
+fn rule(rule: &TrafficRule) -> proto::TrafficRule {
+    proto::TrafficRule {
+        timeout: rule.timeout.map(duration),
+        fault: rule.fault.map(|fault| proto::Fault {
+            percent: fault.percent.into(),
+            delay: fault.delay.map(duration),
+            code: fault.code.map(mesh::code_name).unwrap_or_default().to_owned(),
+        }),
+        audited_callers: rule.audited_callers.clone().unwrap_or_default(),
     }
 }
 
@@ -259,6 +286,7 @@ pub(crate) fn route(policy: &MethodPolicy, admin: &Admin) -> proto::Route {
         no_event: policy.no_event.to_owned(),
         max_message_bytes: count(policy.max_message_bytes.unwrap_or(admin.max_message_bytes)),
         quota: quota.map(|(_, quota)| proto::Quota { calls: count(quota.calls), interval: Some(duration(quota.per)) }),
+        traffic_rule: admin.traffic.rule(policy).map(|found| rule(&found)),
     }
 }
 

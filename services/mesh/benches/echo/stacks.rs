@@ -41,6 +41,7 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     streaming: false,
     max_message_bytes: None,
     limits: &[],
+    infrastructure: false,
 }]);
 
 /// The stacks that are compared.

@@ -46,6 +46,7 @@ const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
         streaming: false,
         max_message_bytes: None,
         limits: &[],
+        infrastructure: false,
     }
 }
 

@@ -23,7 +23,7 @@ use crate::call::wire::{Response, Side, is_ok};
 use crate::monitor::observed::{End, Observed};
 use crate::monitor::statistics::is_server_error;
 use crate::server::call_state;
-use crate::status::{code_name, error_class};
+use crate::status::{INJECTED_FAULT, code_name, error_class, reason_of};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
 
@@ -144,7 +144,9 @@ impl Record {
             operation.mark_error(outcome.err().map_or("", Status::message));
         }
         // If the peer responded, the event is the peer's: the caller's operation produces one only without a response.
-        let no_response = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
+        let is_injected = || outcome.err().and_then(reason_of).is_some_and(|reason| reason == INJECTED_FAULT);
+        let no_response = by == By::Us
+            && (matches!(code, Code::DeadlineExceeded | Code::Unavailable) || code != Code::Ok && is_injected());
         // A call of an unknown method is no event of this service.
         if (self.side == Side::Client && !no_response) || code == Code::Unimplemented {
             operation.discard();

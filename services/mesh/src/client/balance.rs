@@ -5,9 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::uri::Authority;
-use parking_lot::{Mutex, MutexGuard};
-use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status};
@@ -18,24 +15,10 @@ use crate::client::breaker::{BreakerPermit, BreakerTransition};
 use crate::client::call::CallDeadline;
 use crate::client::endpoint::{Endpoint, Failure};
 use crate::client::endpoints::Endpoints;
+use crate::client::visited::Visited;
 
 /// How many times a request may fail unsent (connections that close immediately) before the call fails.
 const MAX_UNSENT: usize = 8;
-
-/// The instances that a call was sent to, for retries and attempt spans.
-#[derive(Clone, Default)]
-pub(crate) struct Visited(Arc<Mutex<SmallVec<[Arc<Endpoint>; 2]>>>);
-
-impl Visited {
-    /// The last attempt's instance.
-    pub(crate) fn last(&self) -> Option<Authority> {
-        self.get().last().and_then(|endpoint| endpoint.authority().cloned())
-    }
-
-    fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
-        self.0.lock()
-    }
-}
 
 /// The context of an attempt, in its request's extensions.
 #[derive(Clone, Default)]

@@ -8,8 +8,10 @@ use tokio::time::Instant;
 
 use crate::call::deadline::{GRPC_TIMEOUT, format};
 use crate::call::wire::{Request, never_indexed};
+use crate::client::visited::Visited;
 use crate::monitor::observed::TapDetails;
 use crate::policy::MethodPolicy;
+use crate::traffic::TrafficRule;
 
 /// A call, as the outermost layer has looked it up.
 #[derive(Clone, Default)]
@@ -19,6 +21,10 @@ pub(crate) struct ClientCall {
     pub(crate) operation: Option<Operation>,
     /// Set by the deadline layer.
     pub(crate) deadline: Option<CallDeadline>,
+    /// What the traffic policy changes of it.
+    pub(crate) rule: Option<Arc<TrafficRule>>,
+    /// The instances that it was sent to.
+    pub(crate) visited: Visited,
     /// While a tap is open.
     pub(crate) tap: Option<Arc<TapDetails>>,
 }
@@ -27,6 +33,11 @@ impl ClientCall {
     /// The policy of a request's call.
     pub(crate) fn policy_of(request: &Request) -> Option<&'static MethodPolicy> {
         request.extensions().get::<Self>().and_then(|call| call.policy)
+    }
+
+    /// What the traffic policy changes of a request's call.
+    pub(crate) fn rule_of(request: &Request) -> Option<&TrafficRule> {
+        request.extensions().get::<Self>().and_then(|call| call.rule.as_deref())
     }
 }
 

@@ -44,7 +44,8 @@ where
             return reject(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message));
         };
         let policy = ClientCall::policy_of(&request);
-        let own = effective(requested, policy).and_then(|timeout| now.checked_add(timeout));
+        let shortened = ClientCall::rule_of(&request).and_then(|rule| rule.timeout);
+        let own = earlier(effective(requested, policy), shortened).and_then(|timeout| now.checked_add(timeout));
         let Some(deadline) = earlier(own, current()) else { return Box::pin(self.inner.call(request)) };
         let method_timeout = policy.and_then(|policy| policy.timeout);
         let is_method_timeout =

@@ -11,7 +11,7 @@ use crate::client::metrics::ClientMetrics;
 use crate::client::retry::budget::RetryBudget;
 use crate::monitor::observed::Observer;
 use crate::monitor::readings::{EndpointReading, TargetReading};
-use crate::monitor::statistics::Totals;
+use crate::monitor::statistics::{MethodReading, Totals};
 use crate::monitor::{Reading, Source};
 
 pub(crate) struct ObservedTarget {
@@ -25,10 +25,10 @@ pub(crate) struct ObservedTarget {
 impl Source for ObservedTarget {
     fn read(&self, now: Instant) -> Reading {
         let calls = self.observer.calls.read(now).into_iter();
-        let methods = calls.map(|(method, in_flight, callers)| {
+        let methods = calls.map(|MethodReading { name, in_flight, callers }| {
             // The only caller is this instance.
             let totals = callers.into_iter().next().map(|(_, totals)| totals);
-            (method, in_flight, totals.unwrap_or_else(|| Totals::none(now)))
+            (name, in_flight, totals.unwrap_or_else(|| Totals::none(now)))
         });
         Reading::Target(TargetReading {
             name: self.name,

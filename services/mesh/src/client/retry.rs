@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
 use kernel::backoff::backoff;
 use telemetry::Operation;
@@ -28,13 +27,14 @@ use crate::call::deadline::serves_a_retry;
 use crate::call::wire::{
     AttemptError, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, never_indexed,
 };
-use crate::client::balance::{Attempt, Visited, code_of};
+use crate::client::balance::{Attempt, code_of};
 use crate::client::call::{CallDeadline, ClientCall};
 use crate::client::metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
 use crate::client::retry::attempt_spans::Attempts;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
+use crate::client::visited::Visited;
 use crate::monitor::observed::TapDetails;
 use crate::policy::{Idempotency, MethodPolicy};
 use crate::status::code_name;
@@ -208,7 +208,7 @@ struct Retries {
 
 impl Retries {
     fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
-        let ClientCall { policy, operation, deadline, tap } = call;
+        let ClientCall { policy, operation, deadline, visited, tap, rule: _ } = call;
         Self {
             attempts: Attempts::begin(operation.clone()),
             operation,
@@ -218,7 +218,7 @@ impl Retries {
             deadline,
             previous: 0,
             transparent: 0,
-            visited: Visited::default(),
+            visited,
             tap,
             config,
         }
@@ -307,12 +307,9 @@ impl Retries {
     }
 }
 
-/// However it ends: the call's span and the taps name the last instance.
+/// However it ends: the call's span names the last instance.
 impl Drop for Retries {
     fn drop(&mut self) {
-        if let Some(tap) = &self.tap {
-            tap.set_attempt(self.previous + self.transparent + 1, self.visited.last().as_ref().map(Authority::as_str));
-        }
         let recorded = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
         if let Some((operation, at)) = recorded.zip(self.visited.last()) {
             operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());

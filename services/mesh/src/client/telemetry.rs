@@ -13,15 +13,18 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use crate::call::inbound_headers::operator_headers;
 use crate::call::method_name;
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Sink};
 use crate::call::wire::{ATTRIBUTE_HEADERS, BAGGAGE, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed};
 use crate::client::attributes::CallAttributes;
 use crate::client::call::ClientCall;
+use crate::client::visited::Visited;
 use crate::identity::caller::Untraced;
 use crate::monitor::observed::Observer;
 use crate::policy::PolicyTable;
+use crate::traffic::TrafficPolicy;
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -35,6 +38,7 @@ pub(crate) struct ClientTelemetryConfig {
     pub(crate) events: Option<Sink>,
     pub(crate) is_mesh_service: bool,
     pub(crate) propagation: Propagation,
+    pub(crate) traffic: TrafficPolicy,
     pub(crate) observer: Arc<Observer>,
 }
 
@@ -68,11 +72,13 @@ where
         let index = config.policies.index(request.uri().path());
         let policy = index.map(|index| &config.policies.0[index]);
         let (name, duration) = (method_name(policy), duration.clone());
-        let observed = config.observer.begin(index, None);
+        let visited = Visited::default();
+        let observed = config.observer.begin(index, None).with_attempts(visited.attempts());
         let tap = observed.details().cloned();
+        let rule = policy.and_then(|policy| config.traffic.rule_for(policy, operator_headers().as_deref()));
         let (now, deadline) = (Instant::now(), crate::call::deadline::current());
         if request.extensions().get::<Untraced>().is_some() {
-            request.extensions_mut().insert(ClientCall { policy, tap, ..ClientCall::default() });
+            request.extensions_mut().insert(ClientCall { policy, rule, visited, tap, ..ClientCall::default() });
             let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
@@ -88,7 +94,14 @@ where
         let span = operation.span().clone();
         let record =
             Record::new(Side::Client, name, Some(operation.clone()), duration, observed, now).with_deadline(deadline);
-        request.extensions_mut().insert(ClientCall { policy, operation: Some(operation), deadline: None, tap });
+        request.extensions_mut().insert(ClientCall {
+            policy,
+            operation: Some(operation),
+            deadline: None,
+            rule,
+            visited,
+            tap,
+        });
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
     }

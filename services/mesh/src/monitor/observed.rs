@@ -35,8 +35,14 @@ impl Observer {
     pub(crate) fn begin(self: &Arc<Self>, index: Option<usize>, caller: Option<CallerClass>) -> Observed {
         self.calls.begin(index);
         let details = self.monitor.taps().is_open().then(Arc::default);
-        Observed { observer: self.clone(), index, caller, details }
+        Observed { observer: self.clone(), index, caller, details, attempts: None }
     }
+}
+
+/// A client's attempts at a call.
+pub(crate) trait Attempts: Send + Sync {
+    /// How many there were, and the address of the last one's instance; empty without one.
+    fn count_and_last(&self) -> (usize, String);
 }
 
 /// What other layers know about a call. Exists only while a tap is open, in the call's extensions.
@@ -45,16 +51,19 @@ pub(crate) struct TapDetails(Mutex<Details>);
 
 #[derive(Clone, Default)]
 struct Details {
-    address: String,
-    attempt: u32,
+    /// On the server's side.
+    attempt: Option<u32>,
     request_bytes: Option<u64>,
+    would_be_denied: bool,
 }
 
 impl TapDetails {
-    pub(crate) fn set_attempt(&self, attempt: u32, address: Option<&str>) {
-        let mut details = self.0.lock();
-        details.attempt = attempt;
-        details.address = address.unwrap_or_default().to_owned();
+    pub(crate) fn set_attempt(&self, attempt: u32) {
+        self.0.lock().attempt = Some(attempt);
+    }
+
+    pub(crate) fn set_would_be_denied(&self) {
+        self.0.lock().would_be_denied = true;
     }
 
     pub(crate) fn set_request_bytes(&self, bytes: usize) {
@@ -81,9 +90,16 @@ pub(crate) struct Observed {
     /// `None` until it is known.
     caller: Option<CallerClass>,
     details: Option<Arc<TapDetails>>,
+    /// On the client's side.
+    attempts: Option<Arc<dyn Attempts>>,
 }
 
 impl Observed {
+    /// A client's call, with its attempts.
+    pub(crate) fn with_attempts(self, attempts: Arc<dyn Attempts>) -> Self {
+        Self { attempts: Some(attempts), ..self }
+    }
+
     /// To be put into the call's extensions, if a tap is open.
     pub(crate) fn details(&self) -> Option<&Arc<TapDetails>> {
         self.details.as_ref()
@@ -107,8 +123,10 @@ impl Observed {
             return;
         }
         let details = self.details.as_ref().map(|details| details.0.lock().clone());
-        let attempt = details.as_ref().map(|details| details.attempt);
-        let Details { address, request_bytes, .. } = details.unwrap_or_default();
+        let Details { attempt, request_bytes, would_be_denied } = details.unwrap_or_default();
+        let (attempts, address) = self.attempts.as_ref().map(|attempts| attempts.count_and_last()).unzip();
+        let attempt = attempts.and_then(|attempts| attempts.try_into().ok()).or(attempt);
+        let address = address.unwrap_or_default();
         monitor.taps().offer(&TappedCall {
             side: match side {
                 Side::Server => TapSide::Server,
@@ -124,6 +142,7 @@ impl Observed {
             latency: end.took,
             attempt,
             request_bytes,
+            would_be_denied,
             response_bytes: end.response_bytes,
             trace_id: end.trace_id.unwrap_or_default(),
         });

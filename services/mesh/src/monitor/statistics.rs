@@ -268,15 +268,23 @@ impl CallTable {
         of.recent.record(now, took, is_server_error(code));
     }
 
-    /// Each method that was called: its index, its name, its calls in flight, and those that ended, by caller.
-    pub(crate) fn read(&self, now: Instant) -> Vec<(&'static str, usize, Vec<(CallerClass, Totals)>)> {
+    /// Each method that was called.
+    pub(crate) fn read(&self, now: Instant) -> Vec<MethodReading> {
         let names = self.policies.0.iter().map(|policy| policy.name()).chain([OTHER_METHOD]);
         let read = names.zip(&self.methods).map(|(name, method)| {
-            let callers: Vec<_> = method.callers.lock().iter().map(|of| (of.caller.clone(), of.totals(now))).collect();
-            (name, method.in_flight.load(Ordering::Relaxed), callers)
+            let callers = method.callers.lock().iter().map(|of| (of.caller.clone(), of.totals(now))).collect();
+            MethodReading { name, in_flight: method.in_flight.load(Ordering::Relaxed), callers }
         });
-        read.filter(|(_, in_flight, callers)| *in_flight > 0 || !callers.is_empty()).collect()
+        read.filter(|method| method.in_flight > 0 || !method.callers.is_empty()).collect()
     }
+}
+
+/// The calls of a method, as they are read.
+pub(crate) struct MethodReading {
+    pub(crate) name: &'static str,
+    pub(crate) in_flight: usize,
+    /// Ended calls, by caller.
+    pub(crate) callers: Vec<(CallerClass, Totals)>,
 }
 
 /// The calls by caller, as they are reported.

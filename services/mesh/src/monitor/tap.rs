@@ -51,11 +51,13 @@ pub struct TappedCall {
     pub reason: String,
     /// From the beginning to the end of the response.
     pub latency: Duration,
-    /// On the client's side how many attempts it took; on the server's the number of this attempt. `None` if the tap was opened after
-    /// the call had begun.
+    /// On the client's side how many attempts it took; on the server's the number of this attempt, `None` if the tap was opened
+    /// after the call had begun.
     pub attempt: Option<u32>,
     /// The request's bytes with gRPC's framing, if known.
     pub request_bytes: Option<u64>,
+    /// Whether the traffic policy's audited callers would not admit it.
+    pub would_be_denied: bool,
     /// The response's bytes with gRPC's framing.
     pub response_bytes: u64,
     /// The trace, if the call is traced.

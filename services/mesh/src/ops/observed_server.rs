@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::monitor::observed::Observer;
 use crate::monitor::snapshot::{LimitUse, ServedMethod, ServerSnapshot};
-use crate::monitor::statistics::by_caller;
+use crate::monitor::statistics::{MethodReading, by_caller};
 use crate::monitor::{Reading, Source};
 use crate::ops::health::Health;
 use crate::ops::limit_metrics::ServerLimits;
@@ -22,8 +22,11 @@ pub(crate) struct ObservedServer {
 impl Source for ObservedServer {
     fn read(&self, now: Instant) -> Reading {
         let calls = self.observer.calls.read(now).into_iter();
-        let methods =
-            calls.map(|(method, in_flight, callers)| ServedMethod { method, in_flight, callers: by_caller(callers) });
+        let methods = calls.map(|MethodReading { name: method, in_flight, callers }| ServedMethod {
+            method,
+            in_flight,
+            callers: by_caller(callers),
+        });
         let ServerLimits { service, admission, budget, connections } = &*self.limits;
         let limits = [
             ("calls", admission.calls.used(), admission.calls.limit),

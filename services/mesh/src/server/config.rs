@@ -11,6 +11,7 @@ use crate::monitor::Monitor;
 use crate::policy::PolicyTable;
 use crate::server::limits::quota::Quota;
 use crate::tls::ServerTls;
+use crate::traffic::TrafficPolicy;
 
 /// A server's configuration. Start with [`ServerConfig::new`], and change what differs.
 pub struct ServerConfig {
@@ -26,6 +27,8 @@ pub struct ServerConfig {
     pub events: Option<Arc<dyn EventSink>>,
     /// Observes the calls that are served.
     pub monitor: Monitor,
+    /// The traffic policy: its stricter callers are counted here.
+    pub traffic: TrafficPolicy,
     /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; those of google.rpc and
     /// grpc.health are added.
     pub descriptors: &'static [&'static [u8]],
@@ -83,6 +86,7 @@ impl ServerConfig {
             tls: None,
             events: None,
             monitor: Monitor::new(service),
+            traffic: TrafficPolicy::none(),
             descriptors: &[],
             reflection: true,
             services: vec![],

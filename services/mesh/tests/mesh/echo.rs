@@ -39,6 +39,7 @@ const fn method(path: &'static str, allow: &'static [Access], callers: &'static 
         streaming: false,
         max_message_bytes: None,
         limits: &[],
+        infrastructure: false,
     }
 }
 

@@ -19,4 +19,5 @@ mod shares;
 mod standard;
 mod telemetry;
 mod tls;
+mod traffic;
 mod world;

@@ -3,7 +3,7 @@
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
 //! - `life`, `create`, `batches`, `cancel`, `stock`, `unpaid`, `crash`: its rules
-//! - `system`, `api`, `admin`, `watching`, `limits`, `keys`: the whole service over real sockets
+//! - `system`, `api`, `admin`, `traffic`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of errors, which are public
 
 mod admin;
@@ -21,6 +21,7 @@ mod reasons;
 mod stock;
 mod system;
 mod table;
+mod traffic;
 mod unpaid;
 mod watching;
 mod world;

@@ -199,6 +199,7 @@ pub(crate) struct SystemOptions {
     pub(crate) create_order_quota: Option<mesh::Quota>,
     pub(crate) amount_limit: Option<kernel::AmountLimits>,
     pub(crate) max_watchers: usize,
+    pub(crate) traffic: chassis::TrafficSettings,
     /// The Data Service starts only when the test starts it.
     pub(crate) data_is_down: bool,
     /// No Payment Service is running, and the backoff is short.
@@ -212,6 +213,7 @@ impl Default for SystemOptions {
             create_order_quota: None,
             amount_limit: None,
             max_watchers: 10,
+            traffic: chassis::TrafficSettings::default(),
             data_is_down: false,
             payments_are_down: false,
         }
@@ -292,6 +294,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], options: &Sys
             },
             mesh_secret_file: None,
             data_addresses: vec![data].into(),
+            traffic: options.traffic.clone(),
             telemetry: chassis::TelemetrySettings {
                 otlp_endpoint: None,
                 log: "info".into(),

@@ -7,7 +7,7 @@ use contracts::data::v1::{
 use tonic::{Status, Streaming};
 
 use crate::error::Error;
-use crate::operator_session::OperatorSession;
+use crate::operator_session::{LOG_IN, OperatorSession};
 use crate::system::System;
 
 pub(crate) struct Session {
@@ -29,7 +29,7 @@ impl Session {
     /// # Errors
     /// The log-in is rejected.
     pub(crate) async fn renew(&self) -> Result<(), Error> {
-        self.operator.renew().await
+        self.operator.renew().await.map_err(Error::rejected(LOG_IN))
     }
 
     fn events(&self) -> TraceEventServiceClient<mesh::Channel> {

@@ -70,15 +70,15 @@ async fn calls_are_counted_by_method_caller_and_code() {
     table.begin(None);
     table.end(Some(0), &order, Code::Ok, ms(2));
     let read = table.read(Instant::now());
-    let in_flight: Vec<_> = read.iter().map(|(method, in_flight, _)| (*method, *in_flight)).collect();
+    let in_flight: Vec<_> = read.iter().map(|method| (method.name, method.in_flight)).collect();
     assert_eq!(in_flight, [("shop.v1.Shop/Buy", 1), ("_OTHER", 1)]);
 
     table.end(Some(0), &CallerClass::Customer, Code::InvalidArgument, ms(2));
     table.begin(Some(0));
     table.end(Some(0), &order, Code::Unavailable, ms(2));
-    let (_, in_flight, callers) = table.read(Instant::now()).remove(0);
-    assert_eq!(in_flight, 0);
-    let callers = by_caller(callers);
+    let read = table.read(Instant::now()).remove(0);
+    assert_eq!(read.in_flight, 0);
+    let callers = by_caller(read.callers);
     let of = |at: usize| {
         (callers[at].caller.name().to_owned(), callers[at].calls.by_code.clone(), callers[at].calls.last_10s.failures)
     };
@@ -93,8 +93,7 @@ async fn the_number_of_callers_is_bounded() {
         table.begin(Some(0));
         table.end(Some(0), &CallerClass::Service(format!("service-{number}").into()), Code::Ok, ms(1));
     }
-    let (_, _, callers) = table.read(Instant::now()).remove(0);
-    let callers = by_caller(callers);
+    let callers = by_caller(table.read(Instant::now()).remove(0).callers);
     assert_eq!(callers.len(), MAX_CALLERS + 1);
     let others = callers.iter().find(|of| of.caller.name() == "others").expect("the others");
     assert_eq!(others.calls.by_code, [(Code::Ok, 100 - MAX_CALLERS as u64)]);

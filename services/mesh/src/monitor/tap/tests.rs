@@ -20,6 +20,7 @@ fn call() -> TappedCall {
         latency: Duration::from_millis(100),
         attempt: Some(2),
         request_bytes: Some(7),
+        would_be_denied: false,
         response_bytes: 9,
         trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
     }

@@ -2,27 +2,41 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
-use telemetry::Operation;
+use http::{HeaderMap, HeaderName, header};
+use opentelemetry::metrics::Counter;
+use opentelemetry::{KeyValue, global};
+use telemetry::{LogLimit, Operation};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::call::Call;
+use crate::call::inbound_headers::with_headers;
+use crate::call::metrics::RPC_METHOD;
 use crate::call::wire::{ATTRIBUTE_HEADERS, RESERVED_PREFIX, Request, Response, ServerFuture};
 use crate::identity::authorizer::Authorizer;
-use crate::identity::caller::Caller;
+use crate::identity::caller::{Caller, Role};
+use crate::monitor::observed::TapDetails;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
 use crate::server::limits::caller_key::CallerKey;
 use crate::server::limits::usage::Peer;
 use crate::server::rejections::{Cause, Rejections};
+use crate::traffic::TrafficPolicy;
 
 pub(crate) struct Auth {
     authorizer: Authorizer,
+    traffic: TrafficPolicy,
+    /// Calls that the traffic policy's stricter callers would deny.
+    audited: Counter<u64>,
+    audit_log: LogLimit,
     rejections: Arc<Rejections>,
 }
 
-pub(crate) fn auth(authorizer: Authorizer, rejections: Arc<Rejections>) -> TowerLayer<Auth> {
-    layer(Auth { authorizer, rejections })
+pub(crate) fn auth(authorizer: Authorizer, traffic: TrafficPolicy, rejections: Arc<Rejections>) -> TowerLayer<Auth> {
+    let meter = global::meter("mesh");
+    let audited = meter.u64_counter("mesh.server.audit.denials");
+    let audited = audited.with_description("Calls that the traffic policy's audited callers would not admit").build();
+    layer(Auth { authorizer, traffic, audited, audit_log: LogLimit::new(), rejections })
 }
 
 impl ServerLayer for Auth {
@@ -34,7 +48,7 @@ impl ServerLayer for Auth {
         }
         if let Some(verdict) = self.authorizer.authorize_now(call, request.headers()) {
             return match verdict {
-                Ok(caller) => next.call(authorized(request, caller)),
+                Ok(caller) => next.call(self.admit(request, caller)),
                 Err(status) => ready(self.reject(status)),
             };
         }
@@ -43,7 +57,15 @@ impl ServerLayer for Auth {
             // The body is not Sync: only the head is held across the await.
             let (head, body) = request.into_parts();
             match this.authorizer.authorize(Call::in_extensions(&head.extensions), &head.headers).await {
-                Ok(caller) => next.call(authorized(Request::from_parts(head, body), caller)).await,
+                Ok(caller) => {
+                    let request = Request::from_parts(head, body);
+                    let headers = this.operator_headers(&request, &caller);
+                    let work = next.call(this.admit(request, caller));
+                    match headers {
+                        Some(headers) => with_headers(headers, work).await,
+                        None => work.await,
+                    }
+                }
                 Err(status) => Ok(this.reject(status)),
             }
         })
@@ -51,6 +73,49 @@ impl ServerLayer for Auth {
 }
 
 impl Auth {
+    fn admit(&self, request: Request, caller: Caller) -> Request {
+        self.audit(&request, &caller);
+        authorized(request, caller)
+    }
+
+    /// Counts a call that a stricter list of callers would deny. It is served.
+    fn audit(&self, request: &Request, caller: &Caller) {
+        let Some(policy) = Call::of(request).policy else { return };
+        let Some(rule) = self.traffic.rule(policy) else { return };
+        let Some(admitted) = &rule.audited_callers else { return };
+        let name = match caller {
+            Caller::Anonymous => "anonymous",
+            Caller::User { role: Role::Customer, .. } => "customer",
+            Caller::User { role: Role::Operator, .. } => "operator",
+            Caller::Service { name } => name,
+        };
+        if admitted.iter().any(|admitted| admitted == name) {
+            return;
+        }
+        let attributes = [KeyValue::new(RPC_METHOD, policy.name()), KeyValue::new("caller", name.to_owned())];
+        self.audited.add(1, &attributes);
+        if let Some(details) = request.extensions().get::<Arc<TapDetails>>() {
+            details.set_would_be_denied();
+        }
+        if let Some(occurrences) = self.audit_log.count(Instant::now()) {
+            let method = policy.name();
+            tracing::warn!(target: "ordermesh", method, caller = name, occurrences, "a stricter list of callers would deny calls");
+        }
+    }
+
+    /// The headers of an operator's call, if a rule of the traffic policy matches some. Never a credential.
+    fn operator_headers(&self, request: &Request, caller: &Caller) -> Option<HeaderMap> {
+        let is_operator = matches!(caller, Caller::User { role: Role::Operator, .. });
+        if !is_operator || !self.traffic.has_header_rules() {
+            return None;
+        }
+        let mut headers = request.headers().clone();
+        headers.remove(header::AUTHORIZATION);
+        headers.remove(header::COOKIE);
+        strip(&mut headers);
+        Some(headers)
+    }
+
     fn reject(&self, status: Status) -> Response {
         self.rejections.count(Cause::Identity);
         rejected(status)

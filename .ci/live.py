@@ -1,0 +1,268 @@
+"""The mesh, live: with the system under load and one Payment instance slow, `topology`, `top` and `tap` name it.
+
+Also by grpcurl alone, as the operator; `top` in a real terminal, whose state is restored at the end; and a traffic policy that is edited
+under load.
+"""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import threading
+import time
+from contextlib import contextmanager
+from fcntl import ioctl
+from pathlib import Path
+
+from jaeger import Jaeger
+from system import CallError, System, check, documents, eventually, grpc
+
+ADMIN = "mesh.v1.MeshAdminService"
+SLOW = "payment-2"
+# While it is stopped its calls wait, 0 to 200 ms; it runs long enough to serve them.
+STOPPED_S, RUNNING_S = 0.2, 0.02
+
+
+@contextmanager
+def slowed(system, instance):
+    """The instance's process is stopped nine tenths of the time."""
+    pid = next(pid for pid, name in system.children() if name == instance)
+    end = threading.Event()
+
+    def alternate():
+        while not end.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            end.wait(STOPPED_S)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(RUNNING_S)
+
+    thread = threading.Thread(target=alternate, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextmanager
+def under_load(system):
+    """`ordermesh load` in the background."""
+    command = system.command_of("load", "--duration", "10m", "--customers", "8", "--no-verify")
+    load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+        check(load.poll() is None, "the load goes on")
+    finally:
+        load.kill()
+        load.wait()
+
+
+def slow_instances(graph):
+    return {(edge["from"], edge["to"], of["instance"]) for edge in graph["edges"] for of in edge["instances"] if of["slow"]}
+
+
+def slow_is_named(system):
+    """Every form of `topology` names the slow instance, at the edge whose calls it serves."""
+    wanted = ("order", "payment", SLOW)
+
+    def graph():
+        found = json.loads(system.run("topology", "-o", "json", "--window", "10s"))
+        return found if wanted in slow_instances(found) else None
+
+    graph = eventually(f"topology names {SLOW}", 60, graph)
+    edge = next(edge for edge in graph["edges"] if (edge["from"], edge["to"]) == wanted[:2])
+    fast = next(of for of in edge["instances"] if of["instance"] != SLOW)
+    check(not fast["slow"] and fast["calls"]["calls"] > 20, f"the other instance gets the calls and is not slow: {edge}")
+    check({node["state"] for node in graph["instances"]} == {"serving"}, f"every instance responds: {graph['instances']}")
+    pairs = {(edge["from"], edge["to"]) for edge in graph["edges"]}
+    expected = {("anonymous", "user"), ("customer", "order"), ("order", "data"), ("order", "payment"), ("payment", "gateway")}
+    check(expected <= pairs, f"the calls of an order are edges: {pairs}")
+    for form in ("text", "mermaid", "dot"):
+        eventually(f"topology -o {form} names it", 30, lambda: re.search(
+            rf"{SLOW}.*SLOW", system.run("topology", "-o", form, "--window", "10s")))
+    return edge
+
+
+def tapped(system, jaeger):
+    """`tap` prints the slow calls of the Payment Service; their traces are in Jaeger."""
+    flags = ("--to", "payment", "--min-latency", "100ms", "--limit", "3", "-o", "json")
+
+    def slow_call():
+        calls = [json.loads(line) for line in system.run("tap", *flags, seconds=90).splitlines()]
+        check(len(calls) == 3, f"as many calls as requested: {calls}")
+        for call in calls:
+            check((call["from"], call["to"]) == ("order", "payment") and call["latency_ms"] >= 100, f"a slow call of order to payment: {call}")
+        return next((call for call in calls if call["instance"] == SLOW), None)
+
+    # On a busy machine the other instance has slow calls too.
+    slow = eventually(f"a slow call of {SLOW}", 60, slow_call)
+    eventually("the slow call's trace is in Jaeger", 30, lambda: jaeger.spans(slow["trace_id"]))
+    return slow
+
+
+def by_grpcurl(system):
+    """GetSnapshot, TapCalls and ListRoutes as the operator; a customer is rejected."""
+    operator, (_, customer) = system.login_as_operator(), system.customer()
+    for service in ("user", "order", "payment", "data"):
+        port = system.port(service)
+        snapshot = grpc(port, f"{ADMIN}/GetSnapshot", {}, operator)
+        check(snapshot["service"] == service and snapshot["servingState"] == "SERVING_STATE_SERVING", f"{service}'s snapshot: {snapshot}")
+        routes = grpc(port, f"{ADMIN}/ListRoutes", {}, operator)["routes"]
+        check(any(route["method"].startswith(f"{service}.v1.") for route in routes), f"{service}'s routes: {routes}")
+        for method in ("GetSnapshot", "TapCalls", "ListRoutes"):
+            try:
+                grpc(port, f"{ADMIN}/{method}", {}, customer)
+                check(False, f"a customer is rejected by {service}'s {method}")
+            except CallError as error:
+                check(error.reason == "ROLE_NOT_ALLOWED", f"a customer lacks the role: {error}")
+    # A stream that is ended by grpcurl's own time limit.
+    command = ["grpcurl", "-plaintext", "-max-time", "3", "-H", f"authorization: Bearer {operator}", "-d", '{"callers":["customer"]}',
+               f"127.0.0.1:{system.port('order')}", f"{ADMIN}/TapCalls"]
+    messages = documents(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    calls = [message["call"] for message in messages if "call" in message]
+    check(calls and all(call["caller"] == "customer" and call["side"] == "CALL_SIDE_SERVER" for call in calls), f"served calls of customers: {messages[:3]}")
+    text = json.dumps(messages)
+    check("@example.com" not in text and operator not in text, "no e-mail address and no token is in a tap")
+    stored = system.run("events", "--type", "audit")
+    check("MeshAdminService/TapCalls" in stored, f"opening a tap is a stored audit event: {stored}")
+    return len(calls)
+
+
+def in_a_terminal(system, size):
+    """`top` in a terminal of this size: shows the slow instance, follows a resize, and restores the terminal at its end."""
+    rows, columns = size
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm-256color"
+        command = system.command_of("top")
+        os.execv(command[0], command)
+    screen = b""
+
+    def read_until(wanted, seconds):
+        nonlocal screen
+        end = time.monotonic() + seconds
+        while wanted not in screen and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                try:
+                    screen += os.read(terminal, 65_536)
+                except OSError:
+                    break
+        check(wanted in screen, f"{wanted} is on the screen: {screen[-3000:]!r}")
+
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    os.kill(pid, signal.SIGWINCH)
+    read_until(b"\x1b[?1049h", 20)
+    read_until(SLOW.encode(), 20)
+    read_until(b"SLOW", 60)
+    # Another size: everything is drawn again.
+    screen = b""
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows + 10, columns + 40, 0, 0))
+    os.kill(pid, signal.SIGWINCH)
+    read_until(b"INSTANCE", 20)
+    screen = b""
+    os.write(terminal, b"\x03")
+    # The alternate screen is left, and the cursor is visible.
+    read_until(b"\x1b[?1049l", 10)
+    read_until(b"\x1b[?25h", 10)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    check(os.waitstatus_to_exitcode(status) == 0, f"Ctrl-C ends it without an error: {status}")
+
+
+FAULTS = """
+rules:
+- matches: [{ method: { service: payment.v1.PaymentService, method: ProcessPayment } }]
+  timeouts: { request: 5s }
+  ordermesh: { fault: { percent: 50, delay: 300ms } }
+- matches: [{ method: { service: data.v1.CatalogService, method: BatchGetProducts } }]
+  ordermesh: { fault: { percent: 20, code: UNAVAILABLE }, audit: { callers: [user] } }
+"""
+
+
+def steered(directory, jaeger):
+    """One file changes the calls of a running system under load, and every fault is marked as one on purpose."""
+    policy = directory / "traffic.yaml"
+
+    def write(text):
+        new = policy.with_suffix(".new")
+        new.write_text(text)
+        new.rename(policy)
+
+    write("rules: []\n")
+    flags = ("--traffic-policy", str(policy), "--allow-faults")
+    with System(flags, env=jaeger.env()) as system, under_load(system):
+        operator = system.login_as_operator()
+
+        def state(service="order", instance=1):
+            return grpc(system.port(service, instance), f"{ADMIN}/GetSnapshot", {}, operator).get("trafficPolicy", {})
+
+        def in_force(rules):
+            return eventually(f"every instance has {rules} rules", 30, lambda: all(
+                state(service, instance).get("ruleCount", 0) == rules and not state(service, instance).get("refusal")
+                for service in ("user", "order", "payment", "data") for instance in (1, 2)))
+
+        in_force(0)
+        write(FAULTS)
+        in_force(2)
+
+        def slow_edge():
+            graph = json.loads(system.run("topology", "-o", "json", "--window", "10s"))
+            edge = next(edge for edge in graph["edges"] if (edge["from"], edge["to"]) == ("order", "payment"))
+            return edge if edge["calls"]["p99_ms"] >= 270 and all(of["calls"]["p50_ms"] < 270 for of in edge["instances"]) else None
+
+        edge = eventually("the delay is in the edge's latency, and in no instance's", 60, slow_edge)
+        rejected = eventually("an injected fault is a stored event", 30, lambda: [
+            event for event in map(json.loads, system.run("events", "--type", "data_lookup", "--status", "failed", "-o", "json").splitlines())
+            if event.get("attributes", {}).get("ordermesh.fault") == "code UNAVAILABLE"])
+        check(rejected[0]["error"]["reason"] == "INJECTED_FAULT", f"its reason says so: {rejected[0]}")
+        eventually("Jaeger finds it by tag", 30, lambda: jaeger.finds("order", {"ordermesh.fault": "code UNAVAILABLE"}))
+        denied = json.loads(system.run("tap", "--method", "BatchGetProducts", "--side", "server", "--limit", "1", "-o", "json", seconds=60))
+        check(denied["would_be_denied"] is True and denied["code"] == "OK", f"a stricter list would deny order, and it is served: {denied}")
+        routes = system.run("routes", "--service", "payment")
+        check("delay 300ms" in routes and "5s" in routes, f"the routes show what the policy changes: {routes}")
+
+        write(FAULTS + "- matches: [{ method: { service: data.v1.CatalogService, methd: ListProducts } }]\n")
+        refusal = eventually("a broken file is refused", 30, lambda: state().get("refusal"))
+        check("line 8" in refusal and state()["ruleCount"] == 2, f"the policy before stays, and the line is named: {state()}")
+        check(any("is refused" in line and "line 8" in line for line in system.lines), "one line of the log names file and line")
+        write(FAULTS.replace("request: 5s", "request: 50s"))
+        eventually("a longer timeout is refused", 30, lambda: "only be shortened" in state().get("refusal", ""))
+
+        write("")
+        in_force(0)
+        _, token = system.customer()
+        for _ in range(20):
+            system.order(token)
+    with System(("--traffic-policy", str(policy))) as system:
+        write(FAULTS)
+        operator = system.login_as_operator()
+        eventually("without --allow-faults the file is refused", 30, lambda: "--allow-faults" in grpc(
+            system.port("order"), f"{ADMIN}/GetSnapshot", {}, operator)["trafficPolicy"].get("refusal", ""))
+    return f"order → payment p99 {edge['calls']['p99_ms']:.0f} ms with 300 ms injected; {len(rejected)} injected failures stored"
+
+
+def run():
+    """the mesh live: one slow instance is named by topology, top and tap; by grpcurl; in a terminal"""
+    with Jaeger() as jaeger, System(env=jaeger.env()) as system, under_load(system):
+        calls = by_grpcurl(system)
+        with slowed(system, SLOW):
+            edge = slow_is_named(system)
+            call = tapped(system, jaeger)
+            for size in ((24, 80), (50, 160)):
+                in_a_terminal(system, size)
+        lines = system.run("top", "--count", "1").splitlines()
+        check(any("order → payment" in line for line in lines) and "\x1b" not in "".join(lines), f"plain lines in a pipe: {lines[:3]}")
+        routes = system.run("routes")
+        check("order.v1.OrderService/CreateOrder" in routes and "10000 ms" in routes, f"the routes: {routes}")
+    with Jaeger() as jaeger, tempfile.TemporaryDirectory() as directory:
+        steering = steered(Path(directory), jaeger)
+    slow = next(of for of in edge["instances"] if of["instance"] == SLOW)
+    return (f"{SLOW} p50 {slow['calls']['p50_ms']:.0f} ms, {slow['calls']['calls']} of {edge['calls']['calls']} calls; "
+            f"tapped {call['method']} {call['latency_ms']:.0f} ms; {calls} calls by grpcurl; {steering}")

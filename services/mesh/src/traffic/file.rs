@@ -1,0 +1,299 @@
+//! The file of a traffic policy: YAML with the field names of the Gateway API's GRPCRoute; what GRPCRoute lacks is below
+//! `ordermesh:`. Every rule of it is checked before one is taken.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+use tonic::Code;
+
+use crate::policy::{Access, MethodPolicy, PolicyTable};
+use crate::status::{CODES, code_name};
+use crate::traffic::{ConditionalRule, Fault, Headers, Rules, TrafficRule, duration};
+
+/// A longer delay would only hold the caller's permits.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    /// The first rule that matches a call applies.
+    #[serde(default)]
+    rules: Vec<Spanned<RuleText>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RuleText {
+    matches: Vec<MatchText>,
+    timeouts: Option<Timeouts>,
+    ordermesh: Option<Extension>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MatchText {
+    method: MethodText,
+    #[serde(default)]
+    headers: Vec<HeaderText>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MethodText {
+    service: Spanned<String>,
+    method: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct HeaderText {
+    name: Spanned<String>,
+    value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Timeouts {
+    request: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Extension {
+    fault: Option<Spanned<FaultText>>,
+    audit: Option<AuditText>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FaultText {
+    percent: Spanned<u8>,
+    delay: Option<Spanned<String>>,
+    code: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct AuditText {
+    callers: Vec<Spanned<String>>,
+}
+
+/// Why a file is refused, with the position.
+fn at(location: Location, why: impl std::fmt::Display) -> String {
+    format!("line {}, column {}: {why}", location.line(), location.column())
+}
+
+fn of<T>(spanned: &Spanned<T>, why: impl std::fmt::Display) -> String {
+    at(spanned.referenced, why)
+}
+
+/// The rules of a file.
+///
+/// # Errors
+/// Why it is refused, in one line with the position.
+pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Result<Rules, String> {
+    let file: File = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
+    let mut rules = Rules { by_path: HashMap::new(), count: file.rules.len() };
+    let mut lines: HashMap<(&'static str, Headers), u64> = HashMap::new();
+    for text in &file.rules {
+        let (mut is_reached, mut shortens) = (false, false);
+        for matched in matches(text, policies)? {
+            let rule = Arc::new(rule(text, matched.policy, matched.is_named, allow_faults)?);
+            let unconditional = lines.get(&(matched.policy.path, Vec::new())).copied();
+            let earlier = lines.get(&(matched.policy.path, matched.headers.clone())).copied().or(unconditional);
+            if let (Some(line), true) = (earlier, matched.is_named) {
+                let why = format!("never applies to {}: the rule in line {line} matches first", matched.policy.name());
+                return Err(of(text, why));
+            }
+            if earlier.is_some() {
+                continue;
+            }
+            is_reached = true;
+            shortens |= rule.timeout.is_some();
+            lines.insert((matched.policy.path, matched.headers.clone()), text.referenced.line());
+            let conditional = ConditionalRule { headers: matched.headers, rule };
+            rules.by_path.entry(matched.policy.path).or_default().push(conditional);
+        }
+        if let (Some(timeouts), true, false) = (&text.value.timeouts, is_reached, shortens) {
+            return Err(of(
+                &timeouts.request,
+                "a timeout may only be shortened: no method that this rule matches has a longer one",
+            ));
+        }
+        if !is_reached {
+            return Err(of(text, "this rule never applies: earlier ones match first"));
+        }
+    }
+    Ok(rules)
+}
+
+/// A syntax error in one line.
+fn syntax(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    match error.location() {
+        // The library's own text names the position too, in words of its own.
+        Some(location) if !line.contains("line ") => at(location, line),
+        Some(_) | None => line,
+    }
+}
+
+/// A method that a rule matches.
+struct Matched {
+    policy: &'static MethodPolicy,
+    headers: Headers,
+    /// By itself, and not as one of its service's methods.
+    is_named: bool,
+}
+
+fn matches(rule: &Spanned<RuleText>, policies: PolicyTable) -> Result<Vec<Matched>, String> {
+    if rule.value.matches.is_empty() {
+        return Err(of(rule, "the rule has no `matches`"));
+    }
+    let mut all = Vec::new();
+    for text in &rule.value.matches {
+        let headers = headers(&text.headers)?;
+        let MethodText { service, method } = &text.method;
+        let in_service: Vec<_> = policies.0.iter().filter(|policy| policy.service() == service.value).collect();
+        if in_service.is_empty() {
+            return Err(of(service, format!("no service is named {}", quoted(&service.value))));
+        }
+        let before = all.len();
+        match method {
+            Some(method) => {
+                let is_it = |policy: &&&MethodPolicy| policy.name().ends_with(&format!("/{}", method.value));
+                let Some(policy) = in_service.iter().find(is_it) else {
+                    return Err(of(method, format!("{} has no method {}", service.value, quoted(&method.value))));
+                };
+                if policy.infrastructure {
+                    return Err(of(method, format!("{} cannot be changed: the platform depends on it", policy.name())));
+                }
+                all.push(Matched { policy, headers, is_named: true });
+            }
+            None => all.extend(in_service.into_iter().filter(|policy| !policy.infrastructure).map(|policy| Matched {
+                policy,
+                headers: headers.clone(),
+                is_named: false,
+            })),
+        }
+        if all.len() == before {
+            return Err(of(service, format!("{} cannot be changed: the platform depends on it", service.value)));
+        }
+    }
+    Ok(all)
+}
+
+/// Texts of the file are quoted with control characters escaped: they are logged.
+fn quoted(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
+}
+
+fn headers(texts: &[HeaderText]) -> Result<Headers, String> {
+    let mut headers = Vec::new();
+    for text in texts {
+        let name = HeaderName::try_from(text.name.value.as_str());
+        let name =
+            name.map_err(|_| of(&text.name, format!("{} is not the name of a header", quoted(&text.name.value))))?;
+        if name == http::header::AUTHORIZATION || name == http::header::COOKIE {
+            return Err(of(&text.name, "a credential cannot be matched"));
+        }
+        headers.push((name, text.value.clone()));
+    }
+    headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+    Ok(headers)
+}
+
+fn rule(
+    text: &Spanned<RuleText>,
+    policy: &MethodPolicy,
+    is_named: bool,
+    allow_faults: bool,
+) -> Result<TrafficRule, String> {
+    let RuleText { timeouts, ordermesh, .. } = &text.value;
+    let fault = ordermesh.as_ref().and_then(|extension| extension.fault.as_ref());
+    let audit = ordermesh.as_ref().and_then(|extension| extension.audit.as_ref());
+    if timeouts.is_none() && fault.is_none() && audit.is_none() {
+        return Err(of(text, "the rule changes nothing: it has neither `timeouts` nor `ordermesh: {fault, audit}`"));
+    }
+    Ok(TrafficRule {
+        timeout: timeouts.as_ref().map(|timeouts| timeout(timeouts, policy, is_named)).transpose()?.flatten(),
+        fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?,
+        audited_callers: audit.map(|audit| callers(audit, policy)).transpose()?,
+    })
+}
+
+/// Of a service's methods, those with a shorter or no timeout keep theirs; a method that is named must be shortened.
+fn timeout(text: &Timeouts, policy: &MethodPolicy, is_named: bool) -> Result<Option<Duration>, String> {
+    let request = &text.request;
+    let timeout = duration::parse(&request.value).filter(|timeout| !timeout.is_zero());
+    let timeout =
+        timeout.ok_or_else(|| of(request, format!("{} is not a duration such as 500ms", quoted(&request.value))))?;
+    match policy.timeout {
+        Some(contract) if timeout < contract => Ok(Some(timeout)),
+        _ if !is_named => Ok(None),
+        Some(contract) => Err(of(
+            request,
+            format!("a timeout may only be shortened: that of {} is {}", policy.name(), duration::format(contract)),
+        )),
+        None => Err(of(request, format!("{} is a stream, and has no timeout", policy.name()))),
+    }
+}
+
+fn fault(text: &Spanned<FaultText>, allow_faults: bool) -> Result<Fault, String> {
+    let FaultText { percent, delay, code } = &text.value;
+    if !allow_faults {
+        return Err(of(text, "faults are not allowed: start the service with --allow-faults"));
+    }
+    if !(1..=100).contains(&percent.value) {
+        return Err(of(percent, "percent is 1 to 100"));
+    }
+    let delay = match delay {
+        None => None,
+        Some(delay) => {
+            let parsed = duration::parse(&delay.value).filter(|parsed| !parsed.is_zero() && *parsed <= MAX_DELAY);
+            let why = || {
+                of(delay, format!("{} is not a delay of 1ms to {}", quoted(&delay.value), duration::format(MAX_DELAY)))
+            };
+            Some(parsed.ok_or_else(why)?)
+        }
+    };
+    let code = match code {
+        None => None,
+        Some(code) => {
+            let known = (1..CODES).map(|number| Code::from(i32::try_from(number).unwrap_or_default()));
+            let found = known.into_iter().find(|known| code_name(*known) == code.value);
+            let why = || {
+                of(code, format!("{} is not a status code of failed calls such as UNAVAILABLE", quoted(&code.value)))
+            };
+            Some(found.ok_or_else(why)?)
+        }
+    };
+    if delay.is_none() && code.is_none() {
+        return Err(of(text, "the fault has neither `delay` nor `code`"));
+    }
+    Ok(Fault { percent: percent.value, delay, code })
+}
+
+/// The stricter list can only leave out callers that the contract admits.
+fn callers(text: &AuditText, policy: &MethodPolicy) -> Result<Vec<String>, String> {
+    for caller in &text.callers {
+        let is_admitted = policy.allow.iter().any(|access| match access {
+            Access::Public => true,
+            Access::Customer => caller.value == "customer",
+            Access::Operator => caller.value == "operator",
+            Access::Service => policy.callers.contains(&caller.value.as_str()),
+        });
+        if !is_admitted {
+            let why = format!("the contract does not admit {} to {}", quoted(&caller.value), policy.name());
+            return Err(of(caller, why));
+        }
+    }
+    Ok(text.callers.iter().map(|caller| caller.value.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests;

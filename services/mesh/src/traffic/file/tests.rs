@@ -1,0 +1,144 @@
+use super::*;
+use crate::policy::{Idempotency, METHOD};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const POLICIES: PolicyTable = PolicyTable(&[
+    MethodPolicy { path: "/data.v1.Catalog/Get", timeout: Some(Duration::from_secs(2)), ..METHOD },
+    MethodPolicy { path: "/data.v1.Catalog/List", timeout: Some(Duration::from_secs(5)), ..METHOD },
+    MethodPolicy { path: "/data.v1.Catalog/Watch", streaming: true, ..METHOD },
+    MethodPolicy { path: "/data.v1.Events/Append", timeout: Some(SECOND), infrastructure: true, ..METHOD },
+    MethodPolicy {
+        path: "/payment.v1.Payments/Process",
+        allow: &[Access::Service, Access::Operator],
+        callers: &["order", "user"],
+        timeout: Some(Duration::from_secs(10)),
+        idempotency: Idempotency::Idempotent,
+        ..METHOD
+    },
+]);
+
+fn read(text: &str) -> Result<Rules, String> {
+    rules(text, POLICIES, true)
+}
+
+fn rule<'a>(rules: &'a Rules, path: &str) -> &'a TrafficRule {
+    &rules.by_path[path][0].rule
+}
+
+#[test]
+fn a_policy_with_every_field_is_read() {
+    let text = "
+rules:
+- matches: [{ method: { service: payment.v1.Payments, method: Process } }]
+  timeouts: { request: 1s500ms }
+  ordermesh:
+    fault: { percent: 2, delay: 200ms, code: UNAVAILABLE }
+    audit: { callers: [order, operator] }
+- matches:
+  - method: { service: data.v1.Catalog }
+    headers: [{ name: X-Test, value: slow }]
+  ordermesh: { fault: { percent: 100, delay: 1s } }
+- matches: [{ method: { service: data.v1.Catalog } }]
+  timeouts: { request: 3s }
+";
+    let rules = read(text).expect("valid");
+    assert_eq!(rules.count, 3);
+    let expected = TrafficRule {
+        timeout: Some(Duration::from_millis(1_500)),
+        fault: Some(Fault { percent: 2, delay: Some(Duration::from_millis(200)), code: Some(Code::Unavailable) }),
+        audited_callers: Some(vec!["order".into(), "operator".into()]),
+    };
+    assert_eq!(*rule(&rules, "/payment.v1.Payments/Process"), expected);
+    let get = &rules.by_path["/data.v1.Catalog/Get"];
+    assert_eq!(get[0].headers, [(HeaderName::from_static("x-test"), "slow".to_owned())]);
+    assert_eq!((get[0].rule.fault.map(|fault| fault.delay), get[0].rule.timeout), (Some(Some(SECOND)), None));
+    assert_eq!(get[1].rule.timeout, None, "the contract's is shorter");
+    assert_eq!(rules.by_path["/data.v1.Catalog/List"][1].rule.timeout, Some(Duration::from_secs(3)));
+    assert_eq!(rules.by_path["/data.v1.Catalog/Watch"][1].rule.timeout, None, "a stream");
+    assert!(!rules.by_path.contains_key("/data.v1.Events/Append"));
+}
+
+#[test]
+fn a_file_without_rules_changes_nothing() {
+    for text in ["", "rules: []", "# nothing\n", "{}"] {
+        assert_eq!(read(text), Ok(Rules::default()), "{text:?}");
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_applies() {
+    let text = "
+rules:
+- matches: [{ method: { service: data.v1.Catalog, method: Get } }]
+  timeouts: { request: 1s }
+- matches: [{ method: { service: data.v1.Catalog } }]
+  timeouts: { request: 500ms }
+";
+    let rules = read(text).expect("valid");
+    assert_eq!(rule(&rules, "/data.v1.Catalog/Get").timeout, Some(SECOND));
+    assert_eq!(rules.by_path["/data.v1.Catalog/Get"].len(), 1);
+    assert_eq!(rule(&rules, "/data.v1.Catalog/List").timeout, Some(Duration::from_millis(500)));
+}
+
+/// A rule with this content, for one method.
+fn with(method: &str, content: &str) -> String {
+    format!("rules:\n- matches: [{{ method: {{ {method} }} }}]\n  {content}\n")
+}
+
+#[test]
+fn what_is_wrong_is_refused_in_one_line_with_its_position() {
+    const GET: &str = "service: data.v1.Catalog, method: Get";
+    const PROCESS: &str = "service: payment.v1.Payments, method: Process";
+    let cases = [
+        ("rules: [".to_owned(), "line 1"),
+        ("rule: []".to_owned(), "line 1"),
+        ("rules:\n- matches: []\n  timeouts: { request: 1s }".to_owned(), "line 2, column 3: the rule has no `matches`"),
+        (with("service: data.v1.Shop", "timeouts: { request: 1s }"), "line 2, column 34: no service is named \"data.v1.Shop\""),
+        (with("service: data.v1.Catalog, method: Buy", "timeouts: { request: 1s }"), "line 2, column 59: data.v1.Catalog has no method \"Buy\""),
+        (with("service: data.v1.Catalog, methd: Get", "timeouts: { request: 1s }"), "methd"),
+        (with("service: data.v1.Catalog", "timeouts: { request: 5s }"), "no method that this rule matches has a longer one"),
+        (with("service: data.v1.Events, method: Append", "timeouts: { request: 1ms }"), "data.v1.Events/Append cannot be changed"),
+        (with("service: data.v1.Events", "timeouts: { request: 1ms }"), "data.v1.Events cannot be changed"),
+        (with(GET, "backendRefs: []"), "backendRefs"),
+        (with(GET, "timeouts: {}"), "request"),
+        (with(GET, "ordermesh: {}"), "changes nothing"),
+        (with(GET, "timeouts: { request: soon }"), "line 3, column 24: \"soon\" is not a duration"),
+        (with(GET, "timeouts: { request: 0s }"), "is not a duration"),
+        (with(GET, "timeouts: { request: 2s }"), "line 3, column 24: a timeout may only be shortened: that of data.v1.Catalog/Get is 2s"),
+        (with(GET, "timeouts: { request: 2001ms }"), "only be shortened"),
+        (with("service: data.v1.Catalog, method: Watch", "timeouts: { request: 1s }"), "is a stream"),
+        (with(GET, "ordermesh: { fault: { percent: 0, delay: 1s } }"), "percent is 1 to 100"),
+        (with(GET, "ordermesh: { fault: { percent: 101, delay: 1s } }"), "percent is 1 to 100"),
+        (with(GET, "ordermesh: { fault: { percent: 2.5, delay: 1s } }"), "line 3"),
+        (with(GET, "ordermesh: { fault: { percent: 1 } }"), "neither `delay` nor `code`"),
+        (with(GET, "ordermesh: { fault: { percent: 1, delay: 61s } }"), "is not a delay"),
+        (with(GET, "ordermesh: { fault: { percent: 1, code: OK } }"), "\"OK\" is not a status code of failed calls"),
+        (with(GET, "ordermesh: { fault: { percent: 1, code: DOWN } }"), "\"DOWN\" is not"),
+        (with(PROCESS, "ordermesh: { audit: { callers: [data] } }"), "the contract does not admit \"data\" to payment.v1.Payments/Process"),
+        (with(PROCESS, "ordermesh: { audit: { callers: [customer] } }"), "does not admit \"customer\""),
+        ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: \"a b\", value: x }]\n  timeouts: { request: 1s }".to_owned(), "line 4, column 23: \"a b\" is not the name of a header"),
+        ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: Authorization, value: x }]\n  timeouts: { request: 1s }".to_owned(), "a credential cannot be matched"),
+        (with(GET, "timeouts: { request: 1s }") + &with(GET, "timeouts: { request: 1s }")["rules:\n".len()..], "line 4, column 3: never applies to data.v1.Catalog/Get: the rule in line 2 matches first"),
+        (with("service: \"a\\e[2Jb\"", "timeouts: { request: 1s }"), "\"a\\u{1b}[2Jb\""),
+        ("rules: &a\n- *a".to_owned(), ""),
+        ("a: 1\na: 2".to_owned(), ""),
+    ];
+    let mut wrong = Vec::new();
+    for (text, expected) in cases {
+        let why = read(&text).expect_err(&text);
+        let is_one_line = !why.contains('\n') && !why.contains('\u{1b}');
+        if !why.contains(expected) || !is_one_line || !why.contains("line ") {
+            wrong.push(format!("{text}\n→ {why}\nexpected: {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn faults_are_refused_unless_they_are_allowed() {
+    let text = with("service: data.v1.Catalog", "ordermesh: { fault: { percent: 1, delay: 1ms } }");
+    assert!(read(&text).is_ok());
+    let why = rules(&text, POLICIES, false).expect_err("not allowed");
+    assert!(why.contains("line 3") && why.contains("--allow-faults"), "{why}");
+}
