@@ -25,6 +25,7 @@ use tokio_stream::wrappers::IntervalStream;
 use crate::demo::run::Setup;
 use crate::demo::scenario::{Scenario, Target};
 use crate::error::Error;
+use crate::json;
 use crate::out;
 use crate::system::{Location, Retries, System};
 
@@ -43,19 +44,20 @@ pub(crate) struct Options {
     /// Print the scenarios, and what each demonstrates, instead of running them
     #[arg(long)]
     list: bool,
-    /// Output format of --list
-    #[arg(long, short, value_enum, default_value_t = ListFormat::Text, value_name = "FORMAT", requires = "list")]
-    output: ListFormat,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
     #[command(flatten)]
     location: Location,
 }
 
-/// How the scenarios are listed.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum ListFormat {
-    /// Name and cause
+enum Format {
+    /// For people
     Text,
-    /// The table of failures: cause, command, state, response and events
+    /// One object per scenario and line
+    Json,
+    /// With --list the table of failures: cause, command, state, response and events
     Markdown,
 }
 
@@ -75,6 +77,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let all = scenarios();
     if options.list {
         return list(&all, options.output);
+    }
+    if options.output == Format::Markdown {
+        return Err(Error::Usage("-o markdown is for --list".to_owned()));
     }
     if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
         return Err(Error::Usage(format!("there is no scenario {unknown}; `ordermesh demo --list` lists them")));
@@ -96,7 +101,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         let paced = stream::iter(running).zip(IntervalStream::new(pace));
         let mut results = paced.map(|(scenario, _)| execute(scenario, setup.clone())).buffered(MAX_CONCURRENT);
         while let Some(ok) = results.next().await {
-            count(ok.print()?);
+            count(ok.print(options.output == Format::Json)?);
         }
     }
     // One at a time: each has the whole machine.
@@ -105,16 +110,21 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
             Target::Dedicated(flags) => dedicated::execute(&scenario, flags).await,
             Target::Running => continue,
         };
-        count(result.print()?);
+        count(result.print(options.output == Format::Json)?);
     }
-    out::line(format_args!("\n{} of {finished} scenarios passed", finished - failed))?;
+    if options.output == Format::Text {
+        out::line(format_args!("\n{} of {finished} scenarios passed", finished - failed))?;
+    }
     if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, finished }) }
 }
 
-fn list(all: &[Scenario], format: ListFormat) -> Result<(), Error> {
+fn list(all: &[Scenario], format: Format) -> Result<(), Error> {
     match format {
-        ListFormat::Text => all.iter().try_for_each(|one| out::line(format_args!("{:<26} {}", one.name, one.cause))),
-        ListFormat::Markdown => {
+        Format::Json => all
+            .iter()
+            .try_for_each(|one| json::print_line(&serde_json::json!({ "scenario": one.name, "cause": one.cause }))),
+        Format::Text => all.iter().try_for_each(|one| out::line(format_args!("{:<26} {}", one.name, one.cause))),
+        Format::Markdown => {
             out::line("| cause | command | state | response | events |\n|---|---|---|---|---|")?;
             all.iter().try_for_each(|one| out::line(one.row()))
         }

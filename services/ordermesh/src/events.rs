@@ -22,8 +22,9 @@ use kernel::{Clock, SystemClock};
 
 use crate::error::Error;
 use crate::events::follower::Follower;
-use crate::events::print::{Format, Printer};
+use crate::events::print::Printer;
 use crate::events::session::Session;
+use crate::json::Format;
 use crate::out;
 use crate::system::{Location, Retries, System};
 use crate::text;

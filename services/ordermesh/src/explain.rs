@@ -5,6 +5,7 @@ use contracts::order::v1 as order_v1;
 use contracts::order::v1::order_service_client::OrderServiceClient;
 
 use crate::error::Error;
+use crate::json::{self, Format};
 use crate::out;
 use crate::system::{Location, Retries, System, request};
 use crate::text;
@@ -14,6 +15,9 @@ use crate::text;
 pub(crate) struct Options {
     /// The order's id
     pub(crate) order_id: String,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub(crate) output: Format,
     #[command(flatten)]
     pub(crate) location: Location,
 }
@@ -30,7 +34,11 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         .explain_order(request(message, &token, None))
         .await
         .map_err(Error::rejected("ExplainOrder"))?;
-    out::text(page(&response.into_inner()))
+    let response = response.into_inner();
+    match options.output {
+        Format::Text => out::text(page(&response)),
+        Format::Json => out::line(json::message("order.v1.ExplainOrderResponse", &response)),
+    }
 }
 
 fn page(response: &order_v1::ExplainOrderResponse) -> String {

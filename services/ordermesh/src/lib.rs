@@ -15,6 +15,7 @@
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
 //! - `argv`: passwords in arguments; `earlier_variables`: variables of earlier releases
+//! - `json`: the format of machine-readable reports
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -34,6 +35,7 @@ mod events;
 mod explain;
 mod forwarded_args;
 mod instances;
+mod json;
 mod load;
 mod operator;
 mod operator_session;

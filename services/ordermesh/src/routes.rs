@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use contracts::mesh::v1::{Access, Route, TrafficRule};
 use serde::Serialize;
 
 use crate::error::Error;
 use crate::instances::Instances;
+use crate::json::{self, Format};
 use crate::out;
 use crate::system::Location;
 use crate::table;
@@ -23,14 +24,6 @@ pub(crate) struct Options {
     output: Format,
     #[command(flatten)]
     location: Location,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Format {
-    /// One method per line
-    Text,
-    /// An array of objects
-    Json,
 }
 
 /// A method's policy at the instances of a service.
@@ -130,7 +123,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         return Err(Error::Usage(format!("no service is named {service}: user, order, payment or data")));
     }
     match options.output {
-        Format::Json => out::line(serde_json::to_string_pretty(&rows).unwrap_or_default()),
+        Format::Json => json::print(&rows),
         Format::Text => {
             let titles = ["METHOD", "ACCESS", "DEADLINE", "RETRIES", "EVENT", "QUOTA", "MAX BYTES", "TRAFFIC POLICY"]
                 .map(str::to_owned);

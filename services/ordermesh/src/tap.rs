@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, describe};
 use crate::instances::{Instance, Instances};
+use crate::json::{self, Format};
 use crate::out;
 use crate::service::Service;
 use crate::system::Location;
@@ -68,14 +69,6 @@ enum Side {
     Server,
     /// The instances that make calls
     Client,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Format {
-    /// Columns
-    Text,
-    /// A JSON object per line
-    Json,
 }
 
 impl Options {
@@ -222,8 +215,7 @@ async fn print_all(options: Options) -> Result<(), Error> {
                     }
                     let line = Line::new(&call, &names);
                     match options.output {
-                        // Texts and numbers always have a JSON encoding.
-                        Format::Json => out::line(serde_json::to_string(&line).unwrap_or_default())?,
+                        Format::Json => json::print_line(&line)?,
                         Format::Text => out::line(line.text(graph::duration(&call.latency)))?,
                     }
                     left = left.map(|left| left - 1);

@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::error::Error;
 use crate::instances::Instances;
+use crate::json;
 use crate::out;
 use crate::system::Location;
 use crate::text::millis;
@@ -110,8 +111,7 @@ async fn print(mut readings: Readings, every: Duration, format: Format) -> Resul
         ticks.tick().await;
         let Some(graph) = readings.next().await? else { return Ok(()) };
         if format == Format::Json {
-            // Texts and numbers always have a JSON encoding.
-            out::line(serde_json::to_string(&graph).unwrap_or_default())?;
+            json::print_line(&graph)?;
             continue;
         }
         let time = millis(&chassis::to_proto::timestamp(SystemClock.now()));

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 
 use crate::error::{Error, describe};
 use crate::instances::Instances;
+use crate::json;
 use crate::out;
 use crate::system::Location;
 use crate::topology::graph::{Graph, WindowLength};
@@ -55,8 +56,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let graph = Graph::of(&snapshots, options.window);
     match options.output {
         Format::Text => out::text(render::text(&graph)),
-        // Texts and numbers always have a JSON encoding.
-        Format::Json => out::line(serde_json::to_string_pretty(&graph).unwrap_or_default()),
+        Format::Json => json::print(&graph),
         Format::Mermaid => out::text(render::mermaid(&graph)),
         Format::Dot => out::text(render::dot(&graph)),
     }

@@ -1,5 +1,6 @@
 //! `ordermesh verify`: the promises 1 to 4, as queries over the stores of a running system and the gateway's ledger.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use clap::Args;
 use data::invariants::TraceEventStore;
 use kernel::{Clock, SystemClock};
 use payment::ports::GrpcGateway;
+use serde::Serialize;
 use storage::Database;
 use user::invariants::Store as UserStore;
 
 use crate::error::Error;
+use crate::json::{self, Format};
 use crate::out;
-use crate::promises::{Report, Sources};
+use crate::promises::{Gauges, Promise, Report, Sources};
 use crate::service::Service;
 use crate::system::Location;
 
@@ -43,12 +46,15 @@ pub(crate) struct Options {
     /// The system's retention of events: older changes need no event
     #[arg(long, default_value = "7d", value_parser = duration, value_name = "DURATION")]
     event_retention: Duration,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
 }
 
 impl Options {
     /// The defaults, for a system.
     pub(crate) fn of(location: Location, stores: Stores) -> Self {
-        Self { location, stores, patience: PATIENCE, event_retention: RETENTION }
+        Self { location, stores, patience: PATIENCE, event_retention: RETENTION, output: Format::Text }
     }
 }
 
@@ -117,7 +123,7 @@ fn file(location: &Location, service: Service) -> Result<PathBuf, Error> {
 /// # Errors
 /// A store or the gateway's key does not exist.
 pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
-    let Options { location, stores, patience, event_retention } = options;
+    let Options { location, stores, patience, event_retention, output: _ } = options;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let user = stores.open(location, Service::User).await?;
     let order = stores.open(location, Service::Order).await?;
@@ -140,6 +146,60 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     })
 }
 
+/// The report, as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
+    promises: Vec<JsonPromise>,
+    /// The number of orders, by state.
+    orders: &'a BTreeMap<&'static str, u64>,
+    unfinished: u64,
+    changing: u64,
+    refused_events: u64,
+    gauges: Gauges,
+    violations: Vec<JsonViolation<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonPromise {
+    number: u8,
+    promise: &'static str,
+    kept: bool,
+    /// The number of rows checked, by kind.
+    checked: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct JsonViolation<'a> {
+    promise: u8,
+    subject: &'a str,
+    what: &'a str,
+}
+
+impl<'a> Json<'a> {
+    fn new(report: &'a Report, gauges: Gauges) -> Self {
+        let promise = |promise: Promise| JsonPromise {
+            number: promise.number(),
+            promise: promise.words(),
+            kept: report.violations.iter().all(|violation| violation.promise != promise),
+            checked: report.looked_at.get(&promise).cloned().unwrap_or_default(),
+        };
+        let violations = report.violations.iter().map(|violation| JsonViolation {
+            promise: violation.promise.number(),
+            subject: &violation.subject,
+            what: &violation.what,
+        });
+        Self {
+            promises: Promise::ALL.map(promise).into(),
+            orders: &report.states,
+            unfinished: report.unfinished,
+            changing: report.changing,
+            refused_events: report.refused_events,
+            gauges,
+            violations: violations.collect(),
+        }
+    }
+}
+
 /// Verifies the promises, and prints the report.
 ///
 /// # Errors
@@ -147,8 +207,11 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let sources = sources(&options).await?;
     let report = sources.check().await?;
-    out::text(&report)?;
-    out::line(sources.gauges().await?)?;
+    let gauges = sources.gauges().await?;
+    match options.output {
+        Format::Text => out::text(&report).and_then(|()| out::line(gauges))?,
+        Format::Json => json::print(&Json::new(&report, gauges))?,
+    }
     verdict(&report)
 }
 

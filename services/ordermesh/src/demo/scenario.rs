@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use crate::demo::expected::{Expected, ExpectedEvent};
 use crate::demo::run::{Run, Setup};
 use crate::error::{self, Error};
+use crate::json;
 use crate::out;
 use crate::trace::Trace;
 
@@ -170,7 +171,23 @@ impl Finished {
     ///
     /// # Errors
     /// The output cannot be written.
-    pub(crate) fn print(&self) -> Result<bool, Error> {
+    pub(crate) fn print(&self, as_json: bool) -> Result<bool, Error> {
+        if as_json {
+            let (lines, failure) = match &self.result {
+                Ok(lines) => (lines.as_slice(), None),
+                Err(failure) => (Default::default(), Some(failure.to_string())),
+            };
+            json::print_line(&serde_json::json!({
+                "scenario": self.name,
+                "cause": self.cause,
+                "passed": failure.is_none(),
+                "seconds": self.took.as_secs_f64(),
+                "trace_id": self.trace,
+                "results": lines,
+                "failure": failure,
+            }))?;
+            return Ok(self.result.is_ok());
+        }
         let word = if self.result.is_ok() { "ok  " } else { "FAIL" };
         out::line(format_args!(
             "{word} {:<26} {} ({:.1} s)\n       trace {}",

@@ -1,28 +1,17 @@
 //! An event as a line of text or JSON.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use clap::ValueEnum;
-use contracts::common::v1::EventType;
 use contracts::data::v1::{EventError, EventStatus, TraceEvent};
-use serde::Serialize;
 
 use crate::error::Error;
+use crate::json::{self, Format};
 use crate::out;
 use crate::text::{self, millis, printable};
 
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Format {
-    /// Columns
-    Text,
-    /// A JSON object per line, with the contract's names
-    Json,
-}
 
 pub(crate) struct Printer {
     form: Format,
@@ -47,7 +36,7 @@ impl Printer {
 
     fn line(&self, event: &TraceEvent) -> String {
         match self.form {
-            Format::Json => json(event),
+            Format::Json => json::message("data.v1.TraceEvent", event),
             Format::Text if self.in_colour && event.status() == EventStatus::Failed => {
                 format!("{RED}{}{PLAIN}", columns(event))
             }
@@ -78,90 +67,11 @@ fn columns(event: &TraceEvent) -> String {
     line
 }
 
-/// The JSON encoding of protocol buffers: as `grpcurl` prints it, on one line.
-fn json(event: &TraceEvent) -> String {
-    // Texts, numbers and maps of texts always have a JSON encoding.
-    serde_json::to_string(&Json::from(event)).unwrap_or_default()
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Json<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    event_id: &'a str,
-    r#type: String,
-    status: String,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    service: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    instance: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    operation: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    trace_id: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    span_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    start_time: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration: Option<String>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    order_id: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    user_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<JsonError<'a>>,
-    /// Sorted by key.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    attributes: BTreeMap<&'a str, &'a str>,
-    #[serde(skip_serializing_if = "is_zero")]
-    suppressed_count: i32,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonError<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    r#type: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    reason: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    message: &'a str,
-}
-
-fn is_zero(number: &i32) -> bool {
-    *number == 0
-}
-
-impl<'a> From<&'a TraceEvent> for Json<'a> {
-    fn from(event: &'a TraceEvent) -> Self {
-        let error =
-            event.error.as_ref().map(|EventError { r#type, reason, message }| JsonError { r#type, reason, message });
-        Self {
-            event_id: &event.event_id,
-            r#type: EventType::try_from(event.r#type)
-                .map_or_else(|_| event.r#type.to_string(), |known| known.as_str_name().to_owned()),
-            status: event.status().as_str_name().to_owned(),
-            service: &event.service,
-            instance: &event.instance,
-            operation: &event.operation,
-            trace_id: &event.trace_id,
-            span_id: &event.span_id,
-            start_time: event.start_time.map(|time| time.to_string()),
-            duration: event.duration.map(|duration| duration.to_string()),
-            order_id: &event.order_id,
-            user_id: &event.user_id,
-            error,
-            attributes: event.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-            suppressed_count: event.suppressed_count,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use contracts::common::v1::EventType;
     use prost::Message;
     use prost_types::{Duration, FileDescriptorSet};
 

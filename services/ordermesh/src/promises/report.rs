@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use serde::Serialize;
+
 /// A promise about the data in the stores.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Promise {
@@ -124,7 +126,7 @@ impl Report {
 }
 
 /// The values of the monitored gauges, by the same queries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Gauges {
     /// Orders with a pending effect (`ordermesh.orders`).
     pub unfinished: i64,
