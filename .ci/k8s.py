@@ -50,6 +50,7 @@ PARTS = {
     "secrets": parts.missing_secrets,
     "order": parts.order,
     "policies": parts.network_policies,
+    "traffic": parts.traffic_policy,
     "migrate": parts.migrate,
     "deletes": parts.delete_and_kill_pods,
     "rolling": parts.rolling_update,

@@ -1,5 +1,6 @@
 """The parts of k8s.py on the cluster, one function each. Each returns report lines to print."""
 
+import base64
 import copy
 import json
 import os
@@ -125,6 +126,54 @@ def network_policies(cluster):
     check(not succeeded, f"a pod with unknown labels has no access:\n{log}")
     check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a pod with unknown labels gets a connection error:\n{log}")
     return [f"a pod with unknown labels reaches no service: {error_of(log)}"]
+
+
+TRAFFIC = """
+rules:
+- matches: [{ method: { service: data.v1.CatalogService, method: BatchGetProducts } }]
+  timeouts: { request: 1s }
+  ordermesh: { fault: { percent: 50, delay: 50ms } }
+"""
+
+
+def traffic_policy(cluster):
+    """The ConfigMap of the traffic policy, edited under load: every pod follows it without a restart, and refuses a broken one."""
+    email, password = base64.b64decode(cluster.get("secret", "operator")["data"]["operator"]).decode().split()
+    with cluster.forward("service/user", 7000) as user:
+        login = k8s_orders.call(user, "user.v1.UserService/Login", {"email": email, "password": password})[0]
+    bearer = f"authorization: Bearer {login['session']['accessToken']}"
+    before = {name: ready_pods(cluster, name) for name in SERVICES}
+    edits = 0
+
+    def edit(text):
+        nonlocal edits
+        edits += 1
+        cluster.kubectl("patch", "configmap", "traffic-policy", "--type=merge", "-p", json.dumps({"data": {"policy.yaml": text}}))
+        # The kubelet looks at a pod's ConfigMaps when the pod changes, else about once a minute.
+        cluster.kubectl("annotate", "pods", "--selector=app.kubernetes.io/component=service", "--overwrite", f"ordermesh.example/edit={edits}")
+
+    def states():
+        found = []
+        for pod in (pod for pods in before.values() for pod in pods):
+            with cluster.forward(f"pod/{pod}", 7000) as port:
+                found.append(k8s_orders.call(port, "mesh.v1.MeshAdminService/GetSnapshot", {}, bearer)[0].get("trafficPolicy", {}))
+        return found
+
+    def all_pods(is_so):
+        return all(is_so(state) for state in states())
+
+    with Load(cluster, "a traffic policy edited", RATE, 90) as load:
+        start = time.monotonic()
+        edit(TRAFFIC)
+        eventually("every pod has the rule", 85, lambda: all_pods(lambda state: state.get("ruleCount") == 1 and not state.get("refusal")))
+        took = seconds_since(start)
+        check_load_is_running(load)
+    edit(TRAFFIC + "- nothing\n")
+    eventually("every pod refuses the broken file", 120, lambda: all_pods(lambda state: "line " in state.get("refusal", "")))
+    check(all_pods(lambda state: state.get("ruleCount") == 1), "the policy before stays in force")
+    edit("rules: []\n")
+    check(before == {name: ready_pods(cluster, name) for name in SERVICES}, "no pod was restarted")
+    return [load.report.summary(), f"in force at {sum(map(len, before.values()))} pods after {took} s; a broken file is refused by all of them"]
 
 
 def migrate(cluster):
