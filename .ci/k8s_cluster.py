@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 import tempfile
 import time
@@ -89,7 +90,8 @@ class Cluster:
                 ["kubectl", "--namespace", NAMESPACE, "port-forward", target, f":{port}"], env={**os.environ, **self.env},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True)
             try:
-                line = forward.stdout.readline()
+                answered, _, _ = select.select([forward.stdout], [], [], 30)
+                line = forward.stdout.readline() if answered else "no answer within 30 s"
                 found = re.search(r"127\.0\.0\.1:(\d+)", line)
                 if not found:
                     errors.seek(0)

@@ -93,7 +93,8 @@ def database_urls(texts):
         asked = {}
         for each in objects:
             if each["kind"] in ("Deployment", "Job"):
-                for container in each["spec"]["template"]["spec"]["containers"]:
+                spec = each["spec"]["template"]["spec"]
+                for container in [*spec.get("initContainers", []), *spec["containers"]]:
                     secrets = {variable["valueFrom"]["secretKeyRef"]["name"] for variable in container.get("env", [])
                                if "secretKeyRef" in variable.get("valueFrom", {})}
                     if secrets:

@@ -1,13 +1,18 @@
 """Secrets: runs the whole demo with known ones; none of them is in a log line, a span, an event or an error."""
 
 import json
+import subprocess
+import tempfile
 import uuid
+from contextlib import contextmanager
+from pathlib import Path
 
 from golden import SERVICES
 from jaeger import Jaeger
 from system import CallError, System, check, eventually, grpc
 
 PASSWORD = "Tr0ub4dor-and-a-secret-horse"
+MAX_TRACES = 9_999
 
 
 def stop_and_collect(jaeger, system):
@@ -15,7 +20,8 @@ def stop_and_collect(jaeger, system):
     system.stop()
     spans = {}
     for service in SERVICES:
-        answer = jaeger.ask(f"/api/traces?service={service}&lookback=1h&limit=5000")
+        answer = jaeger.ask(f"/api/traces?service={service}&lookback=1h&limit={MAX_TRACES}")
+        check(len(answer["data"]) < MAX_TRACES, f"all traces of {service} are searched")
         spans[service] = json.dumps(answer)
     return {"log lines": "\n".join(system.lines), **{f"spans of {service}": text for service, text in spans.items()}}
 
@@ -62,20 +68,44 @@ def secrets_of(system):
         "a signing key": next(line for line in keys if line and not line.startswith("-"))}
 
 
+@contextmanager
+def tapped(system):
+    """A file with all calls of the system, until the `with` block ends."""
+    with tempfile.NamedTemporaryFile() as file:
+        tap = subprocess.Popen(system.command_of("tap", "-o", "json"), stdout=file, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            yield Path(file.name)
+        finally:
+            tap.terminate()
+            tap.wait(10)
+
+
+def snapshots(system):
+    """The state of every instance."""
+    operator = system.login_as_operator()
+    return [grpc(system.port(service, instance), "mesh.v1.MeshAdminService/GetSnapshot", {}, operator)
+            for service in ("user", "order", "payment", "data") for instance in range(1, system.instances + 1)]
+
+
 def run():
     """The demonstration at the most verbose log level, with known secrets: none of them leaks."""
     with Jaeger() as jaeger, System(flags=["--log", "trace"], env=jaeger.env()) as system:
         banner = len(system.lines)
         email, order_id, secrets, errors = customer_with_secrets(system)
         secrets |= secrets_of(system)
-        system.run("demo")
+        with tapped(system) as calls:
+            system.run("demo")
+            system.until_final(system.order(system.login(email, PASSWORD + "-new"))["orderId"], system.login_as_operator())
+            eventually("calls are tapped", 15, lambda: "OrderService/CreateOrder" in calls.read_text())
+        live = calls.read_text() + json.dumps(snapshots(system)) + system.run("topology", "-o", "json")
         events = eventually("the order's events", 15, lambda: system.events(order_id=order_id))
-        stored = json.dumps(system.events(page_size=500)) + json.dumps(events)
+        stored = json.dumps(system.all_events()) + json.dumps(events)
         # The operator's password is printed only to a terminal; the lines to copy have the demonstration's.
         check(not any(secrets["the operator's password"] in line for line in system.lines[:banner]), "no operator's password at the start")
         system.lines[:banner] = []
         collected = stop_and_collect(jaeger, system)
-        collected |= {"stored events": stored, "errors": errors}
+        collected |= {"stored events": stored, "errors": errors, "taps and snapshots": live}
+    check(email not in live and "@example.com" not in live, "no e-mail address is in a tap or a snapshot")
     for place, text in collected.items():
         for name, secret in secrets.items():
             at = text.find(secret)
@@ -84,6 +114,7 @@ def run():
     check("OrderService/CreateOrder" in collected["spans of order"], "the spans were searched")
     check("order_creation" in stored.lower() and order_id in stored, "the events were searched")
     check(order_id in collected["log lines"], "the log lines were searched")
+    check("INVALID_CREDENTIALS" in live and "ROLE_NOT_ALLOWED" in live, "the taps were searched")
     check("INVALID_CREDENTIALS" in errors, "the errors were searched")
     size = sum(map(len, collected.values())) // 1024
     return f"{len(secrets)} secrets in none of {size} KiB of log lines, spans, events and errors (of {email})"

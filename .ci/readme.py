@@ -58,7 +58,8 @@ def parse(document):
             directive = comment.group(1)
             expected = re.match(r'ci: expect "(.*)"$', directive)
             if expected:
-                check(found, f"{document} line {at + 1}: a block before the expectation")
+                check(found and not found[-1].skipped and not found[-1].background_until,
+                      f"{document} line {at + 1}: before the expectation a block that runs to its end")
                 found[-1].expected.append(expected.group(1))
         elif line:
             directive = ""

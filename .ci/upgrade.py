@@ -4,7 +4,7 @@ The supervisor starts its children from its own path; the test replaces the bina
 The previous release is the commit in .ci/previous-release; .ci/previous.sh builds it.
 """
 
-import os
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,8 +33,13 @@ def restart_all(system, instances):
 
 def count_children_of(system, binary):
     """The number of children that run a release's program."""
-    size = binary.stat().st_size
-    return sum(os.stat(f"/proc/{pid}/exe").st_size == size for pid, _ in system.children())
+    wanted = digest(binary)
+    return sum(digest(f"/proc/{pid}/exe") == wanted for pid, _ in system.children())
+
+
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def replaceable_system(url):
