@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::admin::convert::TapCalls;
+use crate::admin::convert::{Latencies, TapCalls};
 use crate::admin::error::{Error, status};
 use crate::audit;
 
@@ -146,9 +146,10 @@ impl Taps {
 impl MeshAdminService for Admin {
     async fn get_snapshot(
         &self,
-        _request: Request<proto::GetSnapshotRequest>,
+        request: Request<proto::GetSnapshotRequest>,
     ) -> Result<Response<proto::GetSnapshotResponse>, Status> {
-        Ok(Response::new(convert::snapshot(self)))
+        let latencies = if request.get_ref().include_latencies { Latencies::Included } else { Latencies::LeftOut };
+        Ok(Response::new(convert::snapshot(self, latencies)))
     }
 
     type TapCallsStream = Pin<Box<dyn Stream<Item = Result<proto::TapCallsResponse, Status>> + Send>>;

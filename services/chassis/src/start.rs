@@ -43,8 +43,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the certificate is checked for renewal.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often the traffic policy's file is read.
-const TRAFFIC_POLICY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the traffic policy's file is read. Twice the same content is taken.
+const TRAFFIC_POLICY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a service serves on its port.
 pub struct Served {

@@ -1,6 +1,6 @@
 //! What one instance knows of its calls, live: statistics of the calls that it serves and makes, and taps. The servers
 //! and channels of a process share a [`Monitor`]; they register when they are built, and are read on request. A call adds
-//! to its statistics under one lock that is its method's own; without an open tap, a tap costs it one atomic load.
+//! to its statistics under the lock of its method, and reads whether a tap is open.
 
 pub(crate) mod observed;
 pub(crate) mod readings;

@@ -7,6 +7,7 @@ pub(crate) mod file;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,7 +89,12 @@ struct Inner {
     has_header_rules: AtomicBool,
     rules: RwLock<Arc<Rules>>,
     state: Mutex<TrafficState>,
+    /// The file, as it was read when it was taken or refused.
+    last_read: Mutex<Option<Read>>,
 }
+
+/// A file's content, or why it cannot be read.
+type Read = Result<Vec<u8>, String>;
 
 /// The traffic policy of an instance. Clones share it.
 #[derive(Clone)]
@@ -110,6 +116,7 @@ impl TrafficPolicy {
             has_header_rules: AtomicBool::new(false),
             rules: RwLock::default(),
             state: Mutex::default(),
+            last_read: Mutex::default(),
         }))
     }
 
@@ -184,50 +191,45 @@ impl TrafficPolicy {
         why.clone_into(&mut state.refused);
     }
 
-    /// Reads the file now, and again every `every` until the shutdown; a new content is logged, taken or refused. The
-    /// policy in force stays while the file cannot be read.
+    /// Reads the file now: the policy is in force before the first call.
+    pub fn load(&self, path: &Path) {
+        self.take(path, read(path));
+    }
+
+    /// Reads the file every `every` until the shutdown; a new content is logged, taken or refused once two successive reads
+    /// agree: it may be being written. The policy in force stays while the file cannot be read.
     pub async fn follow(self, path: PathBuf, every: Duration, shutdown: CancellationToken) {
-        let mut last = None;
-        loop {
+        let mut before = None;
+        while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let read_from = path.clone();
             // Files may be on a slow disk.
             let read = tokio::task::spawn_blocking(move || read(&read_from)).await;
-            self.take(&path, read.unwrap_or_else(|_| Err("it cannot be read".to_owned())), &mut last);
-            if shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
-                return;
+            let read = read.unwrap_or_else(|_| Err("it cannot be read".to_owned()));
+            if before.as_ref() == Some(&read) {
+                self.take(&path, read);
+            } else {
+                before = Some(read);
             }
         }
     }
 
-    /// Reads the file now: the policy is in force before the first call.
-    pub fn load(&self, path: &Path) {
-        self.take(path, read(path), &mut None);
-    }
-
-    fn take(&self, path: &Path, read: Result<Vec<u8>, String>, last: &mut Option<Result<Vec<u8>, String>>) {
-        if last.as_ref() == Some(&read) {
+    fn take(&self, path: &Path, read: Read) {
+        if self.0.last_read.lock().as_ref() == Some(&read) {
             return;
         }
         let file = path.display().to_string();
-        let taken = read.as_ref().map_err(Clone::clone).and_then(|content| {
-            // The same content is in force: read by `load`.
-            let state = self.state();
-            let is_in_force = !state.digest.is_empty() && state.refused.is_empty() && state.digest == digest(content);
-            if is_in_force { Ok(false) } else { self.apply(&file, content).map(|()| true) }
-        });
-        match taken {
-            Ok(true) => {
+        match read.as_ref().map_err(Clone::clone).and_then(|content| self.apply(&file, content)) {
+            Ok(()) => {
                 let state = self.state();
                 tracing::info!(target: "ordermesh", file, rules = state.rules, digest = &state.digest[..12], "the traffic policy is in force");
             }
-            Ok(false) => {}
             Err(why) => {
                 // A file that cannot be read was not given to `apply`.
                 self.refuse(&file, &why);
                 tracing::error!(target: "ordermesh", "the traffic policy {file} is refused, the one before stays in force: {why}");
             }
         }
-        *last = Some(read);
+        *self.0.last_read.lock() = Some(read);
     }
 
     /// Exports, while a clone exists, whether the file's present content is refused, and the number of rules in force.
@@ -257,12 +259,19 @@ fn digest(content: &[u8]) -> String {
     Sha256::digest(content).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let length = std::fs::metadata(path).map_err(|error| format!("it cannot be read: {error}"))?.len();
-    if length > MAX_FILE_BYTES {
+fn read(path: &Path) -> Read {
+    let unreadable = |error: std::io::Error| format!("it cannot be read: {error}");
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("it is not a file".to_owned());
+    }
+    let mut content = Vec::new();
+    let mut bounded = std::fs::File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
+    let length = bounded.read_to_end(&mut content).map_err(unreadable)?;
+    if u64::try_from(length).is_ok_and(|length| length > MAX_FILE_BYTES) {
         return Err(format!("it is longer than {} KiB", MAX_FILE_BYTES / 1_024));
     }
-    std::fs::read(path).map_err(|error| format!("it cannot be read: {error}"))
+    Ok(content)
 }
 
 #[cfg(test)]

@@ -28,7 +28,16 @@ pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Set by the supervisor or not at all: inherited, these would make instances that other services cannot reach.
-const NOT_INHERITED: [&str; 6] = ["TLS_CERT", "TLS_KEY", "TLS_CA", "TRUST_DOMAIN", "MESH_SECRET_FILE", "MIGRATE_ONLY"];
+const NOT_INHERITED: [&str; 8] = [
+    "TLS_CERT",
+    "TLS_KEY",
+    "TLS_CA",
+    "TRUST_DOMAIN",
+    "MESH_SECRET_FILE",
+    "MIGRATE_ONLY",
+    "TRAFFIC_POLICY",
+    "ALLOW_FAULTS",
+];
 
 /// The number of a process's worker threads, read by tokio.
 const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use tonic::Status;
 use tonic_types::StatusExt;
 
+use crate::text::printable;
+
 /// Why the program exits with an error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -103,7 +105,7 @@ impl Error {
 pub(crate) fn describe(status: &Status) -> String {
     let reason = reason(status);
     let reason = if reason.is_empty() { String::new() } else { format!(" {reason}") };
-    format!("{:?}{reason}: {}", status.code(), status.message())
+    format!("{:?}{reason}: {}", status.code(), printable(status.message()))
 }
 
 /// The ErrorInfo's reason; empty if there is none.

@@ -12,6 +12,7 @@ use tonic::{Status, Streaming};
 
 use crate::error::Error;
 use crate::operator_session::OperatorSession;
+use crate::out;
 use crate::service::Service;
 use crate::system::Location;
 
@@ -41,7 +42,7 @@ impl Instance {
             let mut client = self.client();
             async move { client.get_snapshot(request).await }
         };
-        self.operator.call(GetSnapshotRequest {}, get).await
+        self.operator.call(GetSnapshotRequest { include_latencies: true }, get).await
     }
 
     /// The policies in force.
@@ -77,35 +78,40 @@ pub(crate) struct Instances {
 }
 
 impl Instances {
-    /// Finds them, and logs in.
+    /// Finds them, and logs in. Those of a service that is down are found too: they do not respond.
     ///
     /// # Errors
-    /// No instance of a service is running, or the log-in is rejected.
+    /// No User Service is running, the log-in is rejected, or the root certificates cannot be used.
     pub(crate) async fn find(location: Location) -> Result<Self, Error> {
         let operator = Arc::new(location.operator_session().await?);
         let mut instances = Self { location, operator, all: Vec::new() };
-        for service in SERVICES {
-            let addresses = instances.location.instances_of(service).await?;
-            instances.set(service, addresses)?;
+        for (service, problem) in instances.refresh().await? {
+            out::complain(format_args!("{service}: {}", problem.report()));
         }
         Ok(instances)
     }
 
-    /// Finds them again: some may have started or ended. A service that cannot be found keeps its instances.
+    /// Finds them again: some may have started or ended. On this machine an instance that has ended is kept, as one that
+    /// does not respond; a service whose name cannot be looked up keeps its instances. Returns such problems.
     ///
     /// # Errors
     /// The root certificates cannot be used any more.
-    pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
-        for service in SERVICES {
-            if let Ok(addresses) = self.location.instances_of(service).await {
-                self.set(service, addresses)?;
+    pub(crate) async fn refresh(&mut self) -> Result<Vec<(Service, Error)>, Error> {
+        let found = join_all(SERVICES.map(|service| self.location.instances_of(service))).await;
+        let mut problems = Vec::new();
+        for (service, found) in SERVICES.into_iter().zip(found) {
+            match found {
+                Ok(addresses) => self.set(service, addresses)?,
+                Err(problem) => problems.push((service, problem)),
             }
         }
-        Ok(())
+        Ok(problems)
     }
 
     fn set(&mut self, service: Service, addresses: Vec<String>) -> Result<(), Error> {
-        self.all.retain(|known| known.service != service || addresses.contains(&known.address));
+        if !self.location.is_local(service) {
+            self.all.retain(|known| known.service != service || addresses.contains(&known.address));
+        }
         for address in addresses {
             if !self.all.iter().any(|known| known.service == service && known.address == address) {
                 let channel = self.location.instance(service, &address)?;

@@ -6,7 +6,7 @@ use clap::Args;
 use contracts::mesh::v1::{Access, Route, TrafficRule};
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::error::{Error, describe};
 use crate::instances::Instances;
 use crate::json::{self, Format};
 use crate::out;
@@ -105,22 +105,26 @@ fn traffic(rule: &TrafficRule) -> String {
 /// Prints the policies, once for each service.
 ///
 /// # Errors
-/// There is no system, an instance rejects the call, or the output cannot be written.
+/// There is no system, or the output cannot be written.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let instances = Instances::find(options.location).await?;
     let mut rows: Vec<Row> = Vec::new();
     for instance in instances.all() {
         let service = instance.service.name();
         let is_wanted = options.service.as_ref().is_none_or(|wanted| wanted == service);
-        // Instances of a service are of one configuration: the first one speaks for it.
+        // The first one that responds: they have the same configuration.
         if !is_wanted || rows.iter().any(|row| row.service == service) {
             continue;
         }
-        let listed = instance.routes().await.map_err(Error::rejected("ListRoutes"))?;
-        rows.extend(listed.routes.into_iter().map(|route| Row::new(service, route)));
+        match instance.routes().await {
+            Ok(listed) => rows.extend(listed.routes.into_iter().map(|route| Row::new(service, route))),
+            Err(status) => out::complain(format_args!("{service} at {}: {}", instance.address, describe(&status))),
+        }
     }
     if let Some(service) = options.service.filter(|_| rows.is_empty()) {
-        return Err(Error::Usage(format!("no service is named {service}: user, order, payment or data")));
+        return Err(Error::Usage(format!(
+            "no instance of {service} responds; the services are user, order, payment and data"
+        )));
     }
     match options.output {
         Format::Json => json::print(&rows),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use futures_util::future::join_all;
 use mesh::tls::Trust;
 use mesh::{Addresses, Channel, ClientConfig};
 use tonic::Request;
@@ -13,11 +14,8 @@ use crate::data_dir::{self, Login};
 use crate::error::Error;
 use crate::operator_session::{LOG_IN, OperatorSession, log_in};
 use crate::probe;
-use crate::service::{MAX_PORT_BASE, Service};
+use crate::service::{MAX_INSTANCES, MAX_PORT_BASE, Service};
 use crate::trace::Trace;
-
-/// Maximum number of instances that are looked for.
-const LOOKED_FOR: u16 = 8;
 
 /// The location of a running system: the settings it was started with, or addresses.
 #[derive(Args, Clone, Debug)]
@@ -120,22 +118,42 @@ impl Location {
         self.client(Service::Gateway, addresses, Retries::Off)
     }
 
-    /// The address of each running instance.
+    /// The address of each instance: as configured, or those that are running on this machine; if none is, the first one's.
     ///
     /// # Errors
-    /// No instance of the service accepts connections, or its name cannot be looked up.
+    /// The name of the service cannot be looked up.
     pub(crate) async fn instances_of(&self, service: Service) -> Result<Vec<String>, Error> {
-        match self.found(service).await? {
-            Addresses::Fixed(addresses) => Ok(addresses),
-            Addresses::Dns { host, port } => {
-                let found = tokio::net::lookup_host((host.as_str(), port)).await;
+        match self.addresses_of(service) {
+            Some(Addresses::Fixed(addresses)) => Ok(addresses.clone()),
+            Some(Addresses::Dns { host, port }) => {
+                let found = tokio::net::lookup_host((host.as_str(), *port)).await;
                 let found = found.map_err(|source| Error::Lookup { name: host.clone(), source })?;
                 let mut addresses: Vec<_> = found.map(|address| address.to_string()).collect();
                 addresses.sort();
                 addresses.dedup();
                 Ok(addresses)
             }
+            None => {
+                let found = self.listening(service).await;
+                Ok(if found.is_empty() { vec![service.address(self.port_base, 1).to_string()] } else { found })
+            }
         }
+    }
+
+    /// Whether the instances of a service are found by their ports: then one that does not listen has ended.
+    pub(crate) fn is_local(&self, service: Service) -> bool {
+        self.addresses_of(service).is_none()
+    }
+
+    /// The addresses of this machine's instances that accept connections. The plain health port is asked first: a
+    /// connection without a TLS handshake is an error of the other one.
+    async fn listening(&self, service: Service) -> Vec<String> {
+        let probes = (1..=service.instances(MAX_INSTANCES)).map(|instance| async move {
+            let address = service.address(self.port_base, instance);
+            let admin = service.admin_address(self.port_base, instance);
+            (probe::listens(admin).await || probe::listens(address).await).then(|| address.to_string())
+        });
+        join_all(probes).await.into_iter().flatten().collect()
     }
 
     /// A channel to one instance, without retries.
@@ -160,13 +178,7 @@ impl Location {
         if let Some(addresses) = self.addresses_of(service) {
             return Ok(addresses.clone());
         }
-        let mut addresses = Vec::new();
-        for instance in 1..=LOOKED_FOR {
-            let address = service.address(self.port_base, instance);
-            if probe::listens(address).await {
-                addresses.push(address.to_string());
-            }
-        }
+        let addresses = self.listening(service).await;
         if addresses.is_empty() {
             return Err(Error::NoSystem { service: service.name(), port: service.port(self.port_base, 1) });
         }

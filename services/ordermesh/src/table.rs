@@ -1,8 +1,10 @@
 //! Tables of text: columns as wide as their widest cell.
 
+use crate::text::printable;
+
 /// A line for each row. The cells of the first one are the titles.
 pub(crate) fn text<const COLUMNS: usize>(rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
-    let rows: Vec<_> = rows.into_iter().collect();
+    let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
     let length = |cell: &String| cell.chars().count();
     let width = |column: usize| rows.iter().map(|row| length(&row[column])).max().unwrap_or_default();
     let widths: [usize; COLUMNS] = std::array::from_fn(width);

@@ -210,7 +210,7 @@ async fn print_all(options: Options) -> Result<(), Error> {
             report = reports.recv() => match report {
                 Some(Report::Call(call)) => {
                     let is_own = call.method.starts_with(SERVICE_NAME) && filter_has_no_method;
-                    if is_own || options.side.is_none() && is_repeated(&call) {
+                    if is_own || options.side.is_none() && is_repeated(&call) && !call.would_be_denied {
                         continue;
                     }
                     let line = Line::new(&call, &names);
@@ -289,9 +289,11 @@ impl Taps {
 async fn follow(instance: Instance, filter: TapCallsRequest, to: mpsc::Sender<Report>) {
     let mut failures = 0;
     loop {
+        let mut is_open = false;
         let status = match instance.tap(filter.clone()).await {
             Ok(mut stream) => {
                 let mut dropped = 0;
+                is_open = true;
                 loop {
                     match stream.message().await {
                         Ok(Some(TapCallsResponse { call, dropped_count })) => {
@@ -312,11 +314,18 @@ async fn follow(instance: Instance, filter: TapCallsRequest, to: mpsc::Sender<Re
             }
             Err(status) => status,
         };
+        // The token of an open stream expires: another one is fetched when it is opened again.
+        if is_open && status.code() == Code::Unauthenticated {
+            continue;
+        }
         failures += 1;
         let is_over = is_final(status.code());
-        let ended = Report::Ended { at: instance.address.clone(), status: Box::new(status) };
-        if to.send(ended).await.is_err() || is_over {
-            return;
+        // Once: an instance that is down would be reported again and again.
+        if failures == 1 || is_over {
+            let ended = Report::Ended { at: instance.address.clone(), status: Box::new(status) };
+            if to.send(ended).await.is_err() || is_over {
+                return;
+            }
         }
         tokio::time::sleep(backoff(failures, BACKOFF, MAX_BACKOFF, rand::random())).await;
     }

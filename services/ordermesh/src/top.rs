@@ -4,6 +4,7 @@
 mod screen;
 
 use std::io::IsTerminal;
+use std::pin::pin;
 use std::time::Duration;
 
 use chassis::settings::positive_duration;
@@ -67,49 +68,67 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         return Err(Error::Usage("-o screen needs a terminal: use -o text or -o json".to_owned()));
     }
     let mut signals = Signals::new()?;
-    let instances = Instances::find(options.location.clone()).await?;
-    let readings = Readings { instances, window: options.window, left: options.count };
-    if format == Format::Screen {
-        let terminal = ratatui::try_init().map_err(Error::Output)?;
-        let shown = tokio::select! {
-            result = show(terminal, readings, options.interval) => result,
-            () = signals.next() => Ok(()),
-        };
-        ratatui::try_restore().map_err(Error::Output)?;
-        return shown;
-    }
     tokio::select! {
-        result = print(readings, options.interval, format) => result,
+        result = start(options, format) => result,
+        // The terminal is restored when its screen is dropped.
         () = signals.next() => Ok(()),
+    }
+}
+
+async fn start(options: Options, format: Format) -> Result<(), Error> {
+    let instances = Instances::find(options.location).await?;
+    let readings = Readings { instances, left: options.count };
+    if format == Format::Screen {
+        show(Screen::open()?, readings, options.window, options.interval).await
+    } else {
+        print(readings, options.window, options.interval, format).await
+    }
+}
+
+/// The terminal in full screen; restored when it is dropped.
+struct Screen(DefaultTerminal);
+
+impl Screen {
+    fn open() -> Result<Self, Error> {
+        ratatui::try_init().map(Self).map_err(|error| {
+            ratatui::restore();
+            Error::Output(error)
+        })
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        ratatui::restore();
     }
 }
 
 /// Reads all instances, again and again.
 struct Readings {
     instances: Instances,
-    window: WindowLength,
     /// `None`: without end.
     left: Option<u64>,
 }
 
 impl Readings {
     /// The next reading; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Graph>, Error> {
+    async fn next(&mut self, window: WindowLength) -> Result<Option<Graph>, Error> {
         if self.left == Some(0) {
             return Ok(None);
         }
-        self.left = self.left.map(|left| left - 1);
         self.instances.refresh().await?;
-        Ok(Some(Graph::of(&self.instances.snapshots().await, self.window)))
+        let graph = Graph::of(&self.instances.snapshots().await, window);
+        self.left = self.left.map(|left| left - 1);
+        Ok(Some(graph))
     }
 }
 
-async fn print(mut readings: Readings, every: Duration, format: Format) -> Result<(), Error> {
+async fn print(mut readings: Readings, window: WindowLength, every: Duration, format: Format) -> Result<(), Error> {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(graph) = readings.next().await? else { return Ok(()) };
+        let Some(graph) = readings.next(window).await? else { return Ok(()) };
         if format == Format::Json {
             json::print_line(&graph)?;
             continue;
@@ -119,7 +138,7 @@ async fn print(mut readings: Readings, every: Duration, format: Format) -> Resul
             for [name, rate, success, p50, p99, in_flight, retries, problems] in render::rows(edge) {
                 let retries = if retries.is_empty() { String::new() } else { format!("  {retries} retries") };
                 let line = format!(
-                    "{time}  {name:<22}  {rate:>7}/s  {success:>6}  p50 {p50:>7}  p99 {p99:>7}  {in_flight} in flight{retries}  {problems}"
+                    "{time}  {name:<22}  {rate:>7}/s  {success:>6}  p50 {p50:>7}  p99 {p99:>7}  {in_flight} active{retries}  {problems}"
                 );
                 out::line(line.trim_end())?;
             }
@@ -173,31 +192,46 @@ fn keys() -> mpsc::Receiver<Action> {
     keys
 }
 
-async fn show(mut terminal: DefaultTerminal, mut readings: Readings, every: Duration) -> Result<(), Error> {
+async fn show(mut screen: Screen, mut readings: Readings, window: WindowLength, every: Duration) -> Result<(), Error> {
     let mut keys = keys();
-    let mut view = View::new(readings.window);
+    let mut view = View::new(window);
     let mut due = Instant::now();
     loop {
-        terminal.draw(|frame| screen::draw(frame, &mut view)).map_err(Error::Output)?;
-        tokio::select! {
-            biased;
-            key = keys.recv() => match key {
-                None | Some(Action::Quit) => return Ok(()),
-                Some(Action::ToggleWindow) => {
-                    readings.window = readings.window.other();
-                    view.window = readings.window;
-                    due = Instant::now();
-                }
-                Some(Action::Pause) => view.is_paused = !view.is_paused,
-                Some(Action::Scroll(rows)) => view.scroll(rows),
-                Some(Action::Redraw) => {}
-            },
-            () = tokio::time::sleep_until(due), if !view.is_paused => {
-                due = Instant::now() + every;
-                match readings.next().await? {
-                    Some(graph) => view.graph = Some(graph),
+        // A key that changes what is read begins a new reading; other keys do not wait for one.
+        let (window, is_paused, at) = (view.window, view.is_paused, due);
+        let mut reading = pin!(async {
+            if is_paused {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep_until(at).await;
+            readings.next(window).await
+        });
+        loop {
+            screen.0.draw(|frame| screen::draw(frame, &mut view)).map_err(Error::Output)?;
+            tokio::select! {
+                biased;
+                key = keys.recv() => match key {
+                    None | Some(Action::Quit) => return Ok(()),
+                    Some(Action::ToggleWindow) => {
+                        view.window = view.window.other();
+                        due = Instant::now();
+                        break;
+                    }
+                    Some(Action::Pause) => {
+                        view.is_paused = !view.is_paused;
+                        break;
+                    }
+                    Some(Action::Scroll(rows)) => view.scroll(rows),
+                    Some(Action::Redraw) => {}
+                },
+                read = &mut reading => match read? {
+                    Some(graph) => {
+                        view.graph = Some(graph);
+                        due = Instant::now() + every;
+                        break;
+                    }
                     None => return Ok(()),
-                }
+                },
             }
         }
     }

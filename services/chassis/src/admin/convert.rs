@@ -131,7 +131,7 @@ fn count(count: impl TryInto<i64>) -> i64 {
 }
 
 /// The state of an instance.
-pub(crate) fn snapshot(admin: &Admin) -> proto::GetSnapshotResponse {
+pub(crate) fn snapshot(admin: &Admin, latencies: Latencies) -> proto::GetSnapshotResponse {
     let Snapshot { servers, targets } = admin.monitor.snapshot();
     // A process of a service has one.
     let server = servers.into_iter().next();
@@ -150,8 +150,8 @@ pub(crate) fn snapshot(admin: &Admin) -> proto::GetSnapshotResponse {
         snapshot_time: Some(timestamp(admin.clock.now())),
         serving_state: serving_state.into(),
         certificate_remaining: admin.identity.as_ref().map(|identity| duration(identity.expires_in())),
-        methods: methods.into_iter().map(served).collect(),
-        targets: targets.into_iter().map(target).collect(),
+        methods: methods.into_iter().map(|method| latencies.served(method)).collect(),
+        targets: targets.into_iter().map(|target| latencies.target(target)).collect(),
         limits: limits
             .into_iter()
             .map(|limit| proto::LimitUse {
@@ -198,70 +198,90 @@ fn rule(rule: &TrafficRule) -> proto::TrafficRule {
     }
 }
 
-fn served(method: ServedMethod) -> proto::ServedMethod {
-    let callers = method
-        .callers
-        .into_iter()
-        .map(|of| proto::CallerCalls { caller: of.caller.to_string(), calls: Some(statistics(of.calls)) });
-    proto::ServedMethod {
-        method: method.method.to_owned(),
-        in_flight: count(method.in_flight),
-        callers: callers.collect(),
-    }
+/// Whether windows have their latencies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Latencies {
+    LeftOut,
+    Included,
 }
 
-fn target(target: Target) -> proto::Target {
-    let method = |method: CalledMethod| proto::CalledMethod {
-        method: method.method.to_owned(),
-        in_flight: count(method.in_flight),
-        calls: Some(statistics(method.calls)),
-    };
-    proto::Target {
-        name: target.name.to_owned(),
-        addresses: target.addresses,
-        methods: target.methods.into_iter().map(method).collect(),
-        endpoints: target.endpoints.into_iter().map(endpoint).collect(),
-        retries: count(target.retries),
-        retry_budget: target.retry_budget,
+impl Latencies {
+    fn served(self, method: ServedMethod) -> proto::ServedMethod {
+        let callers = method
+            .callers
+            .into_iter()
+            .map(|of| proto::CallerCalls { caller: of.caller.to_string(), calls: Some(self.statistics(of.calls)) });
+        proto::ServedMethod {
+            method: method.method.to_owned(),
+            in_flight: count(method.in_flight),
+            callers: callers.collect(),
+        }
     }
-}
 
-fn endpoint(endpoint: EndpointState) -> proto::Endpoint {
-    let breaker = match endpoint.breaker {
-        BreakerState::Closed => proto::BreakerState::Closed,
-        BreakerState::HalfOpen => proto::BreakerState::HalfOpen,
-        BreakerState::Open => proto::BreakerState::Open,
-    };
-    proto::Endpoint {
-        address: endpoint.address,
-        connected: endpoint.is_connected,
-        breaker: breaker.into(),
-        load: Some(duration(endpoint.load)),
-        in_flight: count(endpoint.in_flight),
-        attempts: count(endpoint.attempts),
-        failures: count(endpoint.failures),
-        last_10s: Some(window(&endpoint.last_10s)),
-        last_60s: Some(window(&endpoint.last_60s)),
+    fn target(self, target: Target) -> proto::Target {
+        let method = |method: CalledMethod| proto::CalledMethod {
+            method: method.method.to_owned(),
+            in_flight: count(method.in_flight),
+            calls: Some(self.statistics(method.calls)),
+        };
+        proto::Target {
+            name: target.name.to_owned(),
+            addresses: target.addresses,
+            methods: target.methods.into_iter().map(method).collect(),
+            endpoints: target.endpoints.into_iter().map(|endpoint| self.endpoint(endpoint)).collect(),
+            retries: count(target.retries),
+            retry_budget: target.retry_budget,
+        }
     }
-}
 
-fn statistics(calls: CallSummary) -> proto::CallStatistics {
-    let codes = calls.by_code.into_iter().map(|(code, number)| (mesh::code_name(code).to_owned(), count(number)));
-    proto::CallStatistics {
-        codes: codes.collect(),
-        last_10s: Some(window(&calls.last_10s)),
-        last_60s: Some(window(&calls.last_60s)),
+    fn endpoint(self, endpoint: EndpointState) -> proto::Endpoint {
+        let breaker = match endpoint.breaker {
+            BreakerState::Closed => proto::BreakerState::Closed,
+            BreakerState::HalfOpen => proto::BreakerState::HalfOpen,
+            BreakerState::Open => proto::BreakerState::Open,
+        };
+        proto::Endpoint {
+            address: endpoint.address,
+            connected: endpoint.is_connected,
+            breaker: breaker.into(),
+            load: Some(duration(endpoint.load)),
+            in_flight: count(endpoint.in_flight),
+            attempts: count(endpoint.attempts),
+            failures: count(endpoint.failures),
+            last_10s: Some(self.window(&endpoint.last_10s)),
+            last_60s: Some(self.window(&endpoint.last_60s)),
+        }
     }
-}
 
-fn window(window: &Window) -> proto::Window {
-    proto::Window {
-        length: Some(duration(window.length)),
-        calls: count(window.calls),
-        failures: count(window.failures),
-        p50: Some(duration(window.p50)),
-        p90: Some(duration(window.p90)),
-        p99: Some(duration(window.p99)),
+    fn statistics(self, calls: CallSummary) -> proto::CallStatistics {
+        let codes = calls.by_code.into_iter().map(|(code, number)| (mesh::code_name(code).to_owned(), count(number)));
+        proto::CallStatistics {
+            codes: codes.collect(),
+            last_10s: Some(self.window(&calls.last_10s)),
+            last_60s: Some(self.window(&calls.last_60s)),
+        }
+    }
+
+    fn window(self, window: &Window) -> proto::Window {
+        let latencies = match self {
+            Self::LeftOut => Vec::new(),
+            Self::Included => {
+                let counts = window.latencies.iter().map(|(latency, calls)| proto::LatencyCount {
+                    latency_us: count(latency.as_micros()),
+                    calls: count(*calls),
+                });
+                counts.collect()
+            }
+        };
+        proto::Window {
+            length: Some(duration(window.length)),
+            calls: count(window.calls),
+            failures: count(window.failures),
+            p50: Some(duration(window.p50)),
+            p90: Some(duration(window.p90)),
+            p99: Some(duration(window.p99)),
+            latencies,
+        }
     }
 }
 

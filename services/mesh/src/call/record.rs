@@ -20,7 +20,7 @@ use crate::body::{Frames, NextFrame, poll_frame, wrap};
 use crate::call::deadline::exceeded;
 use crate::call::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
 use crate::call::wire::{Response, Side, is_ok};
-use crate::monitor::observed::{End, Observed};
+use crate::monitor::observed::{End, Observed, TapEnd};
 use crate::monitor::statistics::is_server_error;
 use crate::server::call_state;
 use crate::status::{INJECTED_FAULT, code_name, error_class, reason_of};
@@ -111,11 +111,6 @@ impl Record {
         }
     }
 
-    fn trace_id(&self) -> Option<String> {
-        let operation = self.operation.as_ref().filter(|operation| !operation.span().is_disabled())?;
-        Some(operation.span_ref().trace_id())
-    }
-
     fn settle(&mut self, outcome: Result<(), &Status>, by: By) {
         if std::mem::replace(&mut self.settled, true) {
             return;
@@ -128,14 +123,15 @@ impl Record {
         let took = self.started.elapsed();
         self.duration.record(took, self.method, code, is_error);
         self.observe_caller();
-        let trace_id = if self.observed.is_tapped() { self.trace_id() } else { None };
         self.observed.end(End {
             method: self.method,
             code,
-            status: outcome.err(),
             took,
             response_bytes: self.response_bytes,
-            trace_id,
+            tap: self.observed.is_tapped().then(|| TapEnd {
+                status: outcome.err(),
+                operation: self.operation.as_ref().filter(|operation| !operation.span().is_disabled()),
+            }),
         });
         let Some(operation) = self.operation.take() else { return };
         operation.set_on_span(RPC_STATUS, code_name(code));
@@ -148,7 +144,7 @@ impl Record {
         let no_response = by == By::Us
             && (matches!(code, Code::DeadlineExceeded | Code::Unavailable) || code != Code::Ok && is_injected());
         // A call of an unknown method is no event of this service.
-        if (self.side == Side::Client && !no_response) || code == Code::Unimplemented {
+        if (self.side == Side::Client && !no_response) || (code == Code::Unimplemented && !is_injected()) {
             operation.discard();
         }
         operation.end(outcome.map_or_else(|status| Outcome::Failed(error_class(status)), |()| Outcome::Success));

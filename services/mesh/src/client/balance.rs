@@ -59,6 +59,7 @@ impl Shared {
                 Ok(response) => return Ok(response),
                 Err(Failure::NoResponse(failed)) => return Err(failed),
                 Err(Failure::NotSent(unsent, why)) => {
+                    attempt.visited.last_was_not_sent();
                     failures.push(why);
                     request = unsent;
                 }
@@ -232,7 +233,10 @@ impl Service<Request> for Balance {
                 Ok(response) => Ok(response),
                 Err(Failure::NoResponse(failed)) => Err(failed),
                 // Rare: boxed separately, or every call's future would be as large.
-                Err(Failure::NotSent(unsent, why)) => Box::pin(shared.go_on(unsent, attempt, vec![why])).await,
+                Err(Failure::NotSent(unsent, why)) => {
+                    attempt.visited.last_was_not_sent();
+                    Box::pin(shared.go_on(unsent, attempt, vec![why])).await
+                }
             }
         })
     }

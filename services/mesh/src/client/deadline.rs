@@ -47,7 +47,7 @@ where
         let shortened = ClientCall::rule_of(&request).and_then(|rule| rule.timeout);
         let own = earlier(effective(requested, policy), shortened).and_then(|timeout| now.checked_add(timeout));
         let Some(deadline) = earlier(own, current()) else { return Box::pin(self.inner.call(request)) };
-        let method_timeout = policy.and_then(|policy| policy.timeout);
+        let method_timeout = earlier(policy.and_then(|policy| policy.timeout), shortened);
         let is_method_timeout =
             method_timeout.is_some_and(|timeout| deadline.saturating_duration_since(now) >= timeout);
         let call_deadline = CallDeadline { at: deadline, is_method_timeout };

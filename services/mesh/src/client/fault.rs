@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
-use tonic::Status;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
@@ -19,6 +21,8 @@ use crate::traffic::{Fault, duration};
 
 /// The attribute of the span and the event of a call with an injected fault.
 const FAULT: &str = "ordermesh.fault";
+/// A call whose delay outlasts its deadline fails this long before it.
+const BEFORE_DEADLINE: Duration = Duration::from_millis(2);
 
 struct Shared {
     target: &'static str,
@@ -86,16 +90,42 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
+            let mut request = request;
             if let Some(delay) = fault.delay {
-                tokio::time::sleep(delay).await;
+                delay_within_deadline(&mut request, delay).await?;
             }
             match fault.code {
-                Some(code) => {
-                    Err(mesh_status(code, INJECTED_FAULT, "a fault that the traffic policy injects on purpose"))
-                }
+                Some(code) => Err(injected(code)),
                 None => inner.call(request).await,
             }
         })
+    }
+}
+
+fn injected(code: Code) -> Status {
+    mesh_status(code, INJECTED_FAULT, "a fault that the traffic policy injects on purpose")
+}
+
+/// Delays a call. What is left of its time is sent, and no longer the method's whole timeout: if the instance does not
+/// respond in it, that is not the instance's failure.
+async fn delay_within_deadline(request: &mut Request, delay: Duration) -> Result<(), Status> {
+    let call = request.extensions_mut().get_mut::<ClientCall>();
+    let deadline = call.and_then(|call| call.deadline.as_mut()).map(|deadline| {
+        deadline.is_method_timeout = false;
+        *deadline
+    });
+    let until = Instant::now() + delay;
+    if let Some(deadline) = deadline.filter(|deadline| deadline.at <= until) {
+        // Shortly before it, or the deadline's own status would be the result.
+        sleep_until(deadline.at.checked_sub(BEFORE_DEADLINE).unwrap_or(deadline.at)).await;
+        return Err(injected(Code::DeadlineExceeded));
+    }
+    sleep_until(until).await;
+    match deadline {
+        Some(deadline) if !deadline.write_to(Instant::now(), request.headers_mut()) => {
+            Err(injected(Code::DeadlineExceeded))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The instances that a call was sent to, one attempt after the other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::uri::Authority;
 use parking_lot::{Mutex, MutexGuard};
@@ -14,12 +15,21 @@ use crate::monitor::observed::Attempts;
 pub(crate) struct Visited(Arc<VisitedEndpoints>);
 
 #[derive(Default)]
-struct VisitedEndpoints(Mutex<SmallVec<[Arc<Endpoint>; 2]>>);
+struct VisitedEndpoints {
+    endpoints: Mutex<SmallVec<[Arc<Endpoint>; 2]>>,
+    /// Those that the request was not sent to after all.
+    not_sent: AtomicUsize,
+}
 
 impl Visited {
     /// The last attempt's instance.
     pub(crate) fn last(&self) -> Option<Authority> {
         self.get().last().and_then(|endpoint| endpoint.authority().cloned())
+    }
+
+    /// The request was not sent to the last one: its connection had closed.
+    pub(crate) fn last_was_not_sent(&self) {
+        self.0.not_sent.fetch_add(1, Ordering::Relaxed);
     }
 
     /// For taps.
@@ -28,13 +38,15 @@ impl Visited {
     }
 
     pub(crate) fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
-        self.0.0.lock()
+        self.0.endpoints.lock()
     }
 }
 
 impl Attempts for VisitedEndpoints {
     fn count_and_last(&self) -> (usize, String) {
-        let visited = self.0.lock();
-        (visited.len(), visited.last().map(|endpoint| endpoint.address().to_owned()).unwrap_or_default())
+        let endpoints = self.endpoints.lock();
+        let sent = endpoints.len().saturating_sub(self.not_sent.load(Ordering::Relaxed));
+        let last = endpoints.last().filter(|_| sent > 0);
+        (sent, last.map(|endpoint| endpoint.address().to_owned()).unwrap_or_default())
     }
 }

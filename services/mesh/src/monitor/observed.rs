@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use kernel::{Clock, SystemClock};
 use parking_lot::Mutex;
+use telemetry::Operation;
 use tonic::{Code, Status};
 
 use crate::call::caller_class::CallerClass;
 use crate::call::wire::Side;
 use crate::monitor::Monitor;
 use crate::monitor::statistics::CallTable;
-use crate::monitor::tap::{TapSide, TappedCall};
+use crate::monitor::tap::{CallFacts, TapSide, TappedCall};
 use crate::status::reason_of;
 
 /// What the calls of one server or channel have in common.
@@ -75,12 +76,18 @@ impl TapDetails {
 pub(crate) struct End<'a> {
     pub(crate) method: &'static str,
     pub(crate) code: Code,
-    /// The error, if there is one.
-    pub(crate) status: Option<&'a Status>,
     pub(crate) took: Duration,
     pub(crate) response_bytes: u64,
-    /// The trace's id, if the call is traced.
-    pub(crate) trace_id: Option<String>,
+    /// `None` unless a tap is open.
+    pub(crate) tap: Option<TapEnd<'a>>,
+}
+
+/// What only taps need.
+pub(crate) struct TapEnd<'a> {
+    /// The error, if there is one.
+    pub(crate) status: Option<&'a Status>,
+    /// `None` if the call is not traced.
+    pub(crate) operation: Option<&'a Operation>,
 }
 
 /// A call that has begun.
@@ -119,32 +126,32 @@ impl Observed {
         let Observer { monitor, side, own, target, calls } = &*self.observer;
         let caller = self.caller.as_ref().unwrap_or(own);
         calls.end(self.index, caller, end.code, end.took);
-        if !self.is_tapped() {
-            return;
-        }
-        let details = self.details.as_ref().map(|details| details.0.lock().clone());
-        let Details { attempt, request_bytes, would_be_denied } = details.unwrap_or_default();
-        let (attempts, address) = self.attempts.as_ref().map(|attempts| attempts.count_and_last()).unzip();
-        let attempt = attempts.and_then(|attempts| attempts.try_into().ok()).or(attempt);
-        let address = address.unwrap_or_default();
-        monitor.taps().offer(&TappedCall {
-            side: match side {
-                Side::Server => TapSide::Server,
-                Side::Client => TapSide::Client,
-            },
-            end: SystemClock.now(),
-            caller: caller.clone(),
-            target,
-            address,
-            method: end.method,
-            code: end.code,
-            reason: end.status.and_then(reason_of).unwrap_or_default(),
-            latency: end.took,
-            attempt,
-            request_bytes,
-            would_be_denied,
-            response_bytes: end.response_bytes,
-            trace_id: end.trace_id.unwrap_or_default(),
+        let Some(tap) = end.tap else { return };
+        let side = match side {
+            Side::Server => TapSide::Server,
+            Side::Client => TapSide::Client,
+        };
+        let facts = CallFacts { side, caller, target, method: end.method, code: end.code, latency: end.took };
+        monitor.taps().offer(&facts, || {
+            let details = self.details.as_ref().map(|details| details.0.lock().clone());
+            let Details { attempt, request_bytes, would_be_denied } = details.unwrap_or_default();
+            let (attempts, address) = self.attempts.as_ref().map(|attempts| attempts.count_and_last()).unzip();
+            TappedCall {
+                side,
+                end: SystemClock.now(),
+                caller: caller.clone(),
+                target,
+                address: address.unwrap_or_default(),
+                method: end.method,
+                code: end.code,
+                reason: tap.status.and_then(reason_of).unwrap_or_default(),
+                latency: end.took,
+                attempt: attempts.and_then(|attempts| attempts.try_into().ok()).or(attempt),
+                request_bytes,
+                would_be_denied,
+                response_bytes: end.response_bytes,
+                trace_id: tap.operation.map(|operation| operation.span_ref().trace_id()).unwrap_or_default(),
+            }
         });
     }
 }

@@ -22,6 +22,8 @@ pub struct Window {
     pub p90: Duration,
     /// …
     pub p99: Duration,
+    /// The latencies with the number of calls, rounded up by at most a tenth: windows of several instances can be added.
+    pub latencies: Vec<(Duration, u64)>,
 }
 
 /// Ended calls.

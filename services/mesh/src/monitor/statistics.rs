@@ -131,7 +131,20 @@ impl Calls {
     fn summary(&self) -> Window {
         let at = |quantile| Duration::from_micros(self.latencies.value_at_quantile(quantile));
         let (p50, p90, p99) = (at(0.5), at(0.9), at(0.99));
-        Window { length: self.length, calls: self.latencies.len(), failures: self.failures, p50, p90, p99 }
+        let recorded = self.latencies.iter_recorded();
+        let buckets = recorded.map(|bucket| {
+            let highest = self.latencies.highest_equivalent(bucket.value_iterated_to());
+            (Duration::from_micros(highest), bucket.count_since_last_iteration())
+        });
+        Window {
+            length: self.length,
+            calls: self.latencies.len(),
+            failures: self.failures,
+            p50,
+            p90,
+            p99,
+            latencies: buckets.collect(),
+        }
     }
 }
 

@@ -81,8 +81,18 @@ pub struct TapFilter {
     pub min_latency: Duration,
 }
 
+/// What a filter looks at.
+pub(crate) struct CallFacts<'a> {
+    pub(crate) side: TapSide,
+    pub(crate) caller: &'a CallerClass,
+    pub(crate) target: &'static str,
+    pub(crate) method: &'static str,
+    pub(crate) code: Code,
+    pub(crate) latency: Duration,
+}
+
 impl TapFilter {
-    fn matches(&self, call: &TappedCall) -> bool {
+    fn matches(&self, call: &CallFacts<'_>) -> bool {
         let among = |names: &[String], name: &str| names.is_empty() || names.iter().any(|each| each == name);
         self.side.is_none_or(|side| side == call.side)
             && call.latency >= self.min_latency
@@ -122,11 +132,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// Offers a call; `false`: the tap is cut.
+    /// Offers a call that matches; `false`: the tap is cut.
     fn offer(&mut self, call: &TappedCall, now: Instant) -> bool {
-        if !self.filter.matches(call) {
-            return true;
-        }
         match self.to.try_send(call.clone()) {
             Ok(()) => {
                 self.full_since = None;
@@ -159,11 +166,15 @@ impl Taps {
         Ok(Tap { calls, dropped, taps: self.clone() })
     }
 
-    /// Offers a call to all taps.
-    pub(crate) fn offer(&self, call: &TappedCall) {
+    /// Offers a call to the taps that it matches. It is built only if there is one.
+    pub(crate) fn offer(&self, facts: &CallFacts<'_>, build: impl FnOnce() -> TappedCall) {
         let now = Instant::now();
         let mut open = self.open.lock();
-        open.retain_mut(|entry| entry.offer(call, now));
+        if !open.iter().any(|entry| entry.filter.matches(facts)) {
+            return;
+        }
+        let call = build();
+        open.retain_mut(|entry| !entry.filter.matches(facts) || entry.offer(&call, now));
         self.count.store(open.len(), Ordering::Relaxed);
     }
 

@@ -10,12 +10,15 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use tonic::Code;
 
+use crate::call::wire::RESERVED_PREFIX;
 use crate::policy::{Access, MethodPolicy, PolicyTable};
 use crate::status::{CODES, code_name};
 use crate::traffic::{ConditionalRule, Fault, Headers, Rules, TrafficRule, duration};
 
 /// A longer delay would only hold the caller's permits.
 const MAX_DELAY: Duration = Duration::from_secs(60);
+/// Of a text of the file, as much is quoted.
+const MAX_QUOTED: usize = 300;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -98,23 +101,25 @@ fn of<T>(spanned: &Spanned<T>, why: impl std::fmt::Display) -> String {
 pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Result<Rules, String> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
     let mut rules = Rules { by_path: HashMap::new(), count: file.rules.len() };
-    let mut lines: HashMap<(&'static str, Headers), u64> = HashMap::new();
+    let mut earlier: HashMap<&'static str, Vec<(Headers, u64)>> = HashMap::new();
     for text in &file.rules {
         let (mut is_reached, mut shortens) = (false, false);
         for matched in matches(text, policies)? {
-            let rule = Arc::new(rule(text, matched.policy, matched.is_named, allow_faults)?);
-            let unconditional = lines.get(&(matched.policy.path, Vec::new())).copied();
-            let earlier = lines.get(&(matched.policy.path, matched.headers.clone())).copied().or(unconditional);
-            if let (Some(line), true) = (earlier, matched.is_named) {
+            let Some(rule) = rule(text, &matched, policies, allow_faults)?.map(Arc::new) else { continue };
+            // One with fewer conditions matches every call that this one would.
+            let of_method = earlier.entry(matched.policy.path).or_default();
+            let covers = |headers: &Headers| headers.iter().all(|header| matched.headers.contains(header));
+            let hidden_by = of_method.iter().find(|(headers, _)| covers(headers)).map(|(_, line)| *line);
+            if let (Some(line), true) = (hidden_by, matched.is_named) {
                 let why = format!("never applies to {}: the rule in line {line} matches first", matched.policy.name());
                 return Err(of(text, why));
             }
-            if earlier.is_some() {
+            if hidden_by.is_some() {
                 continue;
             }
             is_reached = true;
             shortens |= rule.timeout.is_some();
-            lines.insert((matched.policy.path, matched.headers.clone()), text.referenced.line());
+            of_method.push((matched.headers.clone(), text.referenced.line()));
             let conditional = ConditionalRule { headers: matched.headers, rule };
             rules.by_path.entry(matched.policy.path).or_default().push(conditional);
         }
@@ -135,6 +140,12 @@ pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Re
 fn syntax(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    // It may quote the file.
+    let line: String = line
+        .chars()
+        .take(MAX_QUOTED)
+        .flat_map(|letter| if letter.is_control() { letter.escape_default().collect() } else { vec![letter] })
+        .collect();
     match error.location() {
         // The library's own text names the position too, in words of its own.
         Some(location) if !line.contains("line ") => at(location, line),
@@ -189,11 +200,11 @@ fn matches(rule: &Spanned<RuleText>, policies: PolicyTable) -> Result<Vec<Matche
 
 /// Texts of the file are quoted with control characters escaped: they are logged.
 fn quoted(text: &str) -> String {
-    format!("{:?}", text.chars().take(100).collect::<String>())
+    format!("{:?}", text.chars().take(MAX_QUOTED).collect::<String>())
 }
 
 fn headers(texts: &[HeaderText]) -> Result<Headers, String> {
-    let mut headers = Vec::new();
+    let mut headers: Headers = Vec::new();
     for text in texts {
         let name = HeaderName::try_from(text.name.value.as_str());
         let name =
@@ -201,29 +212,48 @@ fn headers(texts: &[HeaderText]) -> Result<Headers, String> {
         if name == http::header::AUTHORIZATION || name == http::header::COOKIE {
             return Err(of(&text.name, "a credential cannot be matched"));
         }
+        if name.as_str().starts_with(RESERVED_PREFIX) {
+            return Err(of(&text.name, format!("headers that begin with {RESERVED_PREFIX} are the mesh's own")));
+        }
+        if headers.iter().any(|(known, _)| *known == name) {
+            return Err(of(&text.name, "a header cannot have two values"));
+        }
         headers.push((name, text.value.clone()));
     }
     headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
     Ok(headers)
 }
 
+/// `None`: the rule changes nothing of this method of its service.
 fn rule(
     text: &Spanned<RuleText>,
-    policy: &MethodPolicy,
-    is_named: bool,
+    matched: &Matched,
+    policies: PolicyTable,
     allow_faults: bool,
-) -> Result<TrafficRule, String> {
+) -> Result<Option<TrafficRule>, String> {
     let RuleText { timeouts, ordermesh, .. } = &text.value;
+    let Matched { policy, headers, is_named } = matched;
     let fault = ordermesh.as_ref().and_then(|extension| extension.fault.as_ref());
     let audit = ordermesh.as_ref().and_then(|extension| extension.audit.as_ref());
     if timeouts.is_none() && fault.is_none() && audit.is_none() {
         return Err(of(text, "the rule changes nothing: it has neither `timeouts` nor `ordermesh: {fault, audit}`"));
     }
-    Ok(TrafficRule {
-        timeout: timeouts.as_ref().map(|timeouts| timeout(timeouts, policy, is_named)).transpose()?.flatten(),
-        fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?,
-        audited_callers: audit.map(|audit| callers(audit, policy)).transpose()?,
-    })
+    if let (Some(audit), false) = (audit, headers.is_empty()) {
+        let why = "callers are audited of all calls: `audit` cannot have `headers`";
+        return Err(audit.callers.first().map_or_else(|| of(text, why), |caller| of(caller, why)));
+    }
+    // Timeouts and faults are the clients', and only services are clients of this mesh.
+    let is_called = policy.allow.iter().any(|access| matches!(access, Access::Service | Access::Public));
+    if !is_called && audit.is_none() {
+        let why = format!("never applies to {}: no service calls it", policy.name());
+        return if *is_named { Err(of(text, why)) } else { Ok(None) };
+    }
+    let timeout = timeouts.as_ref().map(|timeouts| timeout(timeouts, policy, *is_named)).transpose()?.flatten();
+    Ok(Some(TrafficRule {
+        timeout: timeout.filter(|_| is_called),
+        fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?.filter(|_| is_called),
+        audited_callers: audit.map(|audit| callers(text, audit, policy, policies)).transpose()?,
+    }))
 }
 
 /// Of a service's methods, those with a shorter or no timeout keep theirs; a method that is named must be shortened.
@@ -279,10 +309,21 @@ fn fault(text: &Spanned<FaultText>, allow_faults: bool) -> Result<Fault, String>
 }
 
 /// The stricter list can only leave out callers that the contract admits.
-fn callers(text: &AuditText, policy: &MethodPolicy) -> Result<Vec<String>, String> {
+fn callers(
+    rule: &Spanned<RuleText>,
+    text: &AuditText,
+    policy: &MethodPolicy,
+    policies: PolicyTable,
+) -> Result<Vec<String>, String> {
+    if text.callers.is_empty() {
+        return Err(of(rule, "`audit` names no callers"));
+    }
+    let is_service = |name: &str| policies.0.iter().any(|policy| policy.callers.contains(&name));
     for caller in &text.callers {
         let is_admitted = policy.allow.iter().any(|access| match access {
-            Access::Public => true,
+            Access::Public => {
+                ["anonymous", "customer", "operator"].contains(&caller.value.as_str()) || is_service(&caller.value)
+            }
             Access::Customer => caller.value == "customer",
             Access::Operator => caller.value == "operator",
             Access::Service => policy.callers.contains(&caller.value.as_str()),

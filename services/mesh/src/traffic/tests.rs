@@ -97,10 +97,12 @@ async fn the_file_is_followed_and_the_policy_stays_while_it_cannot_be_read() {
     assert_eq!(timeout_of(&policy), Some(3));
     replace(&timeout(3));
     until(&|policy| policy.state().refused.is_empty()).await;
-    let large = std::fs::File::create(&path).expect("opened");
-    large.set_len(MAX_FILE_BYTES + 1).expect("enlarged");
+    replace(&"#".repeat(usize::try_from(MAX_FILE_BYTES).expect("small") + 1));
     until(&|policy| policy.state().refused.contains("longer than 256 KiB")).await;
     assert_eq!(timeout_of(&policy), Some(3));
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir(&path).expect("a folder");
+    until(&|policy| policy.state().refused == "it is not a file").await;
     stop.cancel();
     following.await.expect("it ends");
 }

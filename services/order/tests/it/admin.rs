@@ -13,7 +13,7 @@ use crate::system::{Client, System, SystemOptions, error_of, mugs, rejection};
 use crate::world::GUARD;
 
 async fn snapshot(operator: &Client) -> GetSnapshotResponse {
-    let response = operator.mesh_admin().get_snapshot(operator.request(GetSnapshotRequest {})).await;
+    let response = operator.mesh_admin().get_snapshot(operator.request(GetSnapshotRequest::default())).await;
     response.expect("a snapshot").into_inner()
 }
 
@@ -89,10 +89,14 @@ async fn a_snapshot_has_the_served_methods_by_caller_and_the_called_services() {
 
 #[tokio::test]
 async fn a_service_that_drains_says_so() {
-    let system = System::new().await;
+    let delay = std::time::Duration::from_secs(1);
+    let system = System::with(SystemOptions { pre_drain_delay: delay, ..SystemOptions::default() }).await;
     let operator = system.client("operator");
     let mut calls = tap(&operator, TapCallsRequest::default()).await.expect("a tap");
+    assert_eq!(snapshot(&operator).await.serving_state(), ServingState::Serving);
     system.shutdown.cancel();
+    // During the pre-drain delay it serves.
+    assert_eq!(snapshot(&operator).await.serving_state(), ServingState::Draining);
     let end = loop {
         match message(&mut calls).await {
             Ok(_) => {}
@@ -212,7 +216,7 @@ async fn only_operators_see_the_mesh() {
     ] {
         let mut admin = client.mesh_admin();
         let rejected = [
-            admin.get_snapshot(client.request(GetSnapshotRequest {})).await.map(drop).expect_err("rejected"),
+            admin.get_snapshot(client.request(GetSnapshotRequest::default())).await.map(drop).expect_err("rejected"),
             admin.tap_calls(client.request(TapCallsRequest::default())).await.map(drop).expect_err("rejected"),
             admin.list_routes(client.request(ListRoutesRequest {})).await.map(drop).expect_err("rejected"),
         ];

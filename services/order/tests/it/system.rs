@@ -200,6 +200,7 @@ pub(crate) struct SystemOptions {
     pub(crate) amount_limit: Option<kernel::AmountLimits>,
     pub(crate) max_watchers: usize,
     pub(crate) traffic: chassis::TrafficSettings,
+    pub(crate) pre_drain_delay: Duration,
     /// The Data Service starts only when the test starts it.
     pub(crate) data_is_down: bool,
     /// No Payment Service is running, and the backoff is short.
@@ -214,6 +215,7 @@ impl Default for SystemOptions {
             amount_limit: None,
             max_watchers: 10,
             traffic: chassis::TrafficSettings::default(),
+            pre_drain_delay: Duration::ZERO,
             data_is_down: false,
             payments_are_down: false,
         }
@@ -274,7 +276,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], options: &Sys
                 max_streams: mesh::DEFAULT_MAX_STREAMS,
                 max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
                 max_message: chassis::ByteSize(64 * 1_024),
-                pre_drain_delay: Duration::ZERO,
+                pre_drain_delay: options.pre_drain_delay,
                 drain_timeout: Duration::from_secs(2),
                 reflection: true,
             },

@@ -24,7 +24,7 @@ fn replace(path: &Path, text: &str) {
 }
 
 async fn state(operator: &Client) -> TrafficPolicyState {
-    let response = operator.mesh_admin().get_snapshot(operator.request(GetSnapshotRequest {})).await;
+    let response = operator.mesh_admin().get_snapshot(operator.request(GetSnapshotRequest::default())).await;
     response.expect("a snapshot").into_inner().traffic_policy.expect("a policy")
 }
 
@@ -91,9 +91,9 @@ async fn the_routes_show_what_the_policy_changes_of_them() {
         &file,
         "
 rules:
-- matches: [{ method: { service: order.v1.OrderService, method: GetOrder } }]
+- matches: [{ method: { service: order.v1.PaymentConfirmationService } }]
   timeouts: { request: 1s500ms }
-  ordermesh: { audit: { callers: [customer] }, fault: { percent: 7, delay: 20ms } }
+  ordermesh: { audit: { callers: [payment] }, fault: { percent: 7, delay: 20ms } }
 ",
     );
     let traffic = chassis::TrafficSettings { traffic_policy: Some(file), allow_faults: true };
@@ -103,11 +103,11 @@ rules:
     let changed: Vec<_> =
         routes.into_inner().routes.into_iter().filter_map(|route| Some((route.method, route.traffic_rule?))).collect();
     let [(method, rule)] = &changed[..] else { panic!("{changed:?}") };
-    assert_eq!(method, "order.v1.OrderService/GetOrder");
+    assert_eq!(method, "order.v1.PaymentConfirmationService/ConfirmPayment");
     let timeout = rule.timeout.expect("a timeout");
     assert_eq!(
         (timeout.seconds, timeout.nanos, &rule.audited_callers[..]),
-        (1, 500_000_000, &["customer".to_owned()][..])
+        (1, 500_000_000, &["payment".to_owned()][..])
     );
     let fault = rule.fault.clone().expect("a fault");
     assert_eq!((fault.percent, fault.delay.map(|delay| delay.nanos), fault.code.as_str()), (7, Some(20_000_000), ""));

@@ -68,7 +68,7 @@ fn totals(graph: &Graph) -> String {
     let up = graph.instances.iter().filter(|node| node.state == "serving").count();
     let from_clients =
         graph.edges.iter().filter(|edge| ["anonymous", "customer", "operator"].contains(&edge.from.as_str()));
-    let rate: f64 = from_clients.map(|edge| edge.calls.rate()).sum();
+    let rate: f64 = from_clients.map(|edge| edge.calls.per_second).sum();
     format!("{up}/{} serving, {rate:.0} calls/s", graph.instances.len())
 }
 
@@ -96,10 +96,10 @@ fn instance_row(node: &Node) -> Row<'static> {
     let row = Row::new([
         name,
         node.state.to_owned(),
-        format!("{:.1}", node.calls.rate()),
+        format!("{:.1}", node.calls.per_second),
         percent(node.calls.success()),
-        latency(node.calls.p50),
-        latency(node.calls.p99),
+        latency(node.calls.p50()),
+        latency(node.calls.p99()),
         node.in_flight.to_string(),
     ]);
     if node.state == "serving" { row } else { row.style(PROBLEM) }

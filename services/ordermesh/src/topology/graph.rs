@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use contracts::mesh::v1::mesh_admin_service_server::SERVICE_NAME;
 use contracts::mesh::v1::{BreakerState, CallStatistics, Endpoint, GetSnapshotResponse, ServingState, Target, Window};
+use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use tonic::Status;
 
@@ -52,8 +53,8 @@ impl WindowLength {
     }
 }
 
-fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0)
+fn as_millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(millis).serialize(serializer)
 }
 
 /// A duration of the contract; zero without one.
@@ -68,39 +69,71 @@ fn is_considered(method: &str) -> bool {
     !method.starts_with(SERVICE_NAME) && policy.is_none_or(|policy| !policy.streaming)
 }
 
-/// Unary calls of several reporters together. Percentiles are those of the slowest reporter.
-#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+/// Unary calls of several reporters together.
+#[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Calls {
     pub(crate) calls: i64,
     pub(crate) failures: i64,
-    /// The longest window of the reporters.
-    pub(crate) seconds: f64,
-    #[serde(rename = "p50_ms", serialize_with = "as_millis")]
-    pub(crate) p50: Duration,
-    #[serde(rename = "p99_ms", serialize_with = "as_millis")]
-    pub(crate) p99: Duration,
+    /// The sum of the reporters' rates, whose windows may differ in length.
+    pub(crate) per_second: f64,
+    /// The number of calls, by microseconds.
+    latencies: BTreeMap<i64, i64>,
 }
 
 impl Calls {
+    #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in a minute")]
     fn add(&mut self, window: Option<&Window>) {
         let Some(window) = window else { return };
         self.calls += window.calls;
         self.failures += window.failures;
-        self.seconds = self.seconds.max(duration(&window.length).as_secs_f64());
-        self.p50 = self.p50.max(duration(&window.p50));
-        self.p99 = self.p99.max(duration(&window.p99));
+        let seconds = duration(&window.length).as_secs_f64();
+        if seconds > 0.0 {
+            self.per_second += window.calls as f64 / seconds;
+        }
+        for each in &window.latencies {
+            *self.latencies.entry(each.latency_us).or_default() += each.calls;
+        }
     }
 
-    /// Calls per second.
-    #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in a minute")]
-    pub(crate) fn rate(&self) -> f64 {
-        if self.seconds > 0.0 { self.calls as f64 / self.seconds } else { 0.0 }
+    /// The latency of the call at this position of a thousand, in ascending order; zero without calls.
+    fn permille(&self, permille: i64) -> Duration {
+        let position = (self.latencies.values().sum::<i64>() * permille + 999) / 1_000;
+        let mut seen = 0;
+        let found = self.latencies.iter().find(|(_, calls)| {
+            seen += **calls;
+            seen >= position
+        });
+        found.and_then(|(micros, _)| (*micros).try_into().ok()).map(Duration::from_micros).unwrap_or_default()
+    }
+
+    pub(crate) fn p50(&self) -> Duration {
+        self.permille(500)
+    }
+
+    pub(crate) fn p99(&self) -> Duration {
+        self.permille(990)
     }
 
     /// The part of the calls that did not fail, in 0..=1; `None` without calls.
     #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in a minute")]
     pub(crate) fn success(&self) -> Option<f64> {
         (self.calls > 0).then(|| 1.0 - self.failures as f64 / self.calls as f64)
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
+}
+
+impl Serialize for Calls {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut calls = serializer.serialize_struct("Calls", 5)?;
+        calls.serialize_field("calls", &self.calls)?;
+        calls.serialize_field("failures", &self.failures)?;
+        calls.serialize_field("per_second", &((self.per_second * 100.0).round() / 100.0))?;
+        calls.serialize_field("p50_ms", &millis(self.p50()))?;
+        calls.serialize_field("p99_ms", &millis(self.p99()))?;
+        calls.end()
     }
 }
 
@@ -111,14 +144,15 @@ pub(crate) struct InstanceCalls {
     pub(crate) instance: String,
     pub(crate) address: String,
     pub(crate) calls: Calls,
-    pub(crate) in_flight: i64,
-    /// Whether a caller is connected.
-    pub(crate) connected: bool,
+    /// Of services' calls; of clients', the instance knows them by method only.
+    pub(crate) in_flight: Option<i64>,
+    /// Whether a service that calls it is connected.
+    pub(crate) connected: Option<bool>,
     /// Its breaker at the caller where it is least closed: `closed`, `half_open` or `open`.
     pub(crate) breaker: &'static str,
     /// The load by which callers choose, at the caller where it is highest.
     #[serde(rename = "load_ms", serialize_with = "as_millis")]
-    pub(crate) load: Duration,
+    pub(crate) load: Option<Duration>,
     /// Whether its median is several times that of the fastest instance.
     pub(crate) slow: bool,
 }
@@ -130,9 +164,14 @@ pub(crate) struct Edge {
     pub(crate) from: String,
     pub(crate) to: String,
     pub(crate) calls: Calls,
-    pub(crate) in_flight: i64,
+    /// Of services' calls.
+    pub(crate) in_flight: Option<i64>,
     /// Since the start of the callers.
+    #[serde(rename = "retries_total")]
     pub(crate) retries: i64,
+    /// Whether there are calls in flight.
+    #[serde(skip)]
+    is_busy: bool,
     /// The called instances.
     pub(crate) instances: Vec<InstanceCalls>,
 }
@@ -221,8 +260,9 @@ impl Edges<'_> {
             from: from.to_owned(),
             to: to.to_owned(),
             calls: Calls::default(),
-            in_flight: 0,
+            in_flight: None,
             retries: 0,
+            is_busy: false,
             instances: Vec::new(),
         })
     }
@@ -231,12 +271,13 @@ impl Edges<'_> {
     fn add_clients(&mut self, instance: &Instance, snapshot: &GetSnapshotResponse) {
         let window = self.window;
         let methods = snapshot.methods.iter().filter(|method| is_considered(&method.method));
-        for of in methods.flat_map(|method| &method.callers) {
+        for (method, of) in methods.flat_map(|method| method.callers.iter().map(move |of| (method, of))) {
             if !matches!(of.caller.as_str(), "anonymous" | "customer" | "operator") {
                 continue;
             }
             let edge = self.edge(&of.caller, &snapshot.service);
             edge.calls.add(window.of_calls(&of.calls));
+            edge.is_busy |= method.in_flight > 0;
             let known = edge.instances.iter_mut().find(|known| known.address == instance.address);
             let served = match known {
                 Some(known) => known,
@@ -245,10 +286,10 @@ impl Edges<'_> {
                         instance: snapshot.instance.clone(),
                         address: instance.address.clone(),
                         calls: Calls::default(),
-                        in_flight: 0,
-                        connected: true,
+                        in_flight: None,
+                        connected: None,
                         breaker: "closed",
-                        load: Duration::ZERO,
+                        load: None,
                         slow: false,
                     });
                     // It was pushed.
@@ -266,7 +307,8 @@ impl Edges<'_> {
         let edge = self.edge(from, &target.name);
         edge.retries += target.retries;
         for method in target.methods.iter().filter(|method| is_considered(&method.method)) {
-            edge.in_flight += method.in_flight;
+            *edge.in_flight.get_or_insert(0) += method.in_flight;
+            edge.is_busy |= method.in_flight > 0;
             edge.calls.add(window.of_calls(&method.calls));
         }
         for endpoint in &target.endpoints {
@@ -278,7 +320,7 @@ impl Edges<'_> {
 
     fn finish(self) -> Vec<Edge> {
         // A channel that is not used is no edge.
-        let is_used = |edge: &Edge| edge.calls.calls > 0 || edge.in_flight > 0;
+        let is_used = |edge: &Edge| edge.calls.calls > 0 || edge.is_busy;
         let mut edges: Vec<_> = self.by_ends.into_values().filter(is_used).collect();
         for edge in &mut edges {
             edge.instances.sort_by(|a, b| a.address.cmp(&b.address));
@@ -302,18 +344,18 @@ fn merge(instances: &mut Vec<InstanceCalls>, endpoint: &Endpoint, instance: Stri
         instance,
         address: endpoint.address.clone(),
         calls,
-        in_flight: endpoint.in_flight,
-        connected: endpoint.connected,
+        in_flight: Some(endpoint.in_flight),
+        connected: Some(endpoint.connected),
         breaker,
-        load: duration(&endpoint.load),
+        load: Some(duration(&endpoint.load)),
         slow: false,
     };
     let Some(known) = instances.iter_mut().find(|known| known.address == new.address) else {
         return instances.push(new);
     };
     known.calls.add(window.of(&endpoint.last_10s, &endpoint.last_60s));
-    known.in_flight += new.in_flight;
-    known.connected |= new.connected;
+    known.in_flight = Some(known.in_flight.unwrap_or(0) + endpoint.in_flight);
+    known.connected = Some(known.connected.unwrap_or(false) || endpoint.connected);
     known.load = known.load.max(new.load);
     let openness = |breaker| ["closed", "half_open", "open"].iter().position(|state| *state == breaker);
     if openness(new.breaker) > openness(known.breaker) {
@@ -323,9 +365,9 @@ fn merge(instances: &mut Vec<InstanceCalls>, endpoint: &Endpoint, instance: Stri
 
 fn mark_slow(instances: &mut [InstanceCalls]) {
     let called = |instance: &&InstanceCalls| instance.calls.calls > 0;
-    let Some(fastest) = instances.iter().filter(called).map(|instance| instance.calls.p50).min() else { return };
+    let Some(fastest) = instances.iter().filter(called).map(|instance| instance.calls.p50()).min() else { return };
     for instance in instances {
-        let p50 = instance.calls.p50;
+        let p50 = instance.calls.p50();
         let by = if instance.calls.calls < FEW_CALLS { SLOW_BY_OF_FEW } else { SLOW_BY };
         instance.slow = instance.calls.calls > 0 && p50 >= fastest * SLOW_FACTOR && p50 >= fastest + by;
     }

@@ -33,7 +33,7 @@ pub(crate) fn name(instance: &InstanceCalls) -> &str {
 
 /// What is wrong with an instance; empty if nothing is.
 pub(crate) fn problems(instance: &InstanceCalls) -> String {
-    let not_connected = (!instance.connected).then_some("not connected");
+    let not_connected = (instance.connected == Some(false)).then_some("not connected");
     let breaker = match instance.breaker {
         "open" => Some("breaker open"),
         "half_open" => Some("breaker half-open"),
@@ -44,14 +44,23 @@ pub(crate) fn problems(instance: &InstanceCalls) -> String {
 }
 
 fn calls(calls: &Calls) -> [String; 4] {
-    [format!("{:.1}", calls.rate()), percent(calls.success()), latency(calls.p50), latency(calls.p99)]
+    [format!("{:.1}", calls.per_second), percent(calls.success()), latency(calls.p50()), latency(calls.p99())]
 }
 
 /// The rows of an edge: itself, and the instances that it calls.
 pub(crate) fn rows(edge: &Edge) -> Vec<[String; 8]> {
-    let row = |name: String, at: &Calls, in_flight: i64, retries: String, problems: String| {
+    let row = |name: String, at: &Calls, in_flight: Option<i64>, retries: String, problems: String| {
         let [rate, success, p50, p99] = calls(at);
-        [name, rate, success, p50, p99, in_flight.to_string(), retries, problems]
+        [
+            name,
+            rate,
+            success,
+            p50,
+            p99,
+            in_flight.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+            retries,
+            problems,
+        ]
     };
     let problems_of_all: Vec<_> =
         edge.instances.iter().filter(|instance| !problems(instance).is_empty()).map(name).collect();
@@ -78,8 +87,8 @@ pub(crate) fn text(graph: &Graph) -> String {
             name.to_owned(),
             node.address.clone(),
             node.state.to_owned(),
-            format!("{:.1}", node.calls.rate()),
-            latency(node.calls.p99),
+            format!("{:.1}", node.calls.per_second),
+            latency(node.calls.p99()),
             problem.clone(),
         ]
     });
@@ -91,7 +100,7 @@ pub(crate) fn text(graph: &Graph) -> String {
 /// A label of an edge.
 fn label(edge: &Edge) -> String {
     let mut label =
-        format!("{:.1}/s {} p99 {}", edge.calls.rate(), percent(edge.calls.success()), latency(edge.calls.p99));
+        format!("{:.1}/s {} p99 {}", edge.calls.per_second, percent(edge.calls.success()), latency(edge.calls.p99()));
     for instance in edge.instances.iter().filter(|instance| !problems(instance).is_empty()) {
         // Writing to a string does not fail.
         let _ = write!(label, "; {} {}", name(instance), problems(instance));

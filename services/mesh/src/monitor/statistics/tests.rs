@@ -56,6 +56,12 @@ async fn percentiles_are_within_a_tenth() {
         let error = quantile.as_secs_f64() * 1_000.0 / exact - 1.0;
         assert!(error.abs() <= 0.1, "{quantile:?} for {exact} ms");
     }
+    let sum: u64 = short.latencies.iter().map(|(_, calls)| calls).sum();
+    assert!(sum == 1_000 && short.latencies.is_sorted() && short.latencies.len() < 200, "{:?}", short.latencies);
+    let below = |limit: Duration| {
+        short.latencies.iter().filter(|(latency, _)| *latency <= limit).map(|(_, calls)| calls).sum::<u64>()
+    };
+    assert_eq!(below(short.p50), 500.max(below(short.p50)), "the percentiles are those of the latencies");
     recent.record(Instant::now(), Duration::from_secs(3_600), false);
     let longest = recent.windows(Instant::now()).summary()[0].clone();
     assert_eq!(longest.calls, 1_001, "a call beyond the longest latency counts as that");

@@ -1,10 +1,12 @@
 //! The identity layer: authenticates and authorizes the caller, and strips metadata that only the mesh may set.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, header};
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
+use parking_lot::Mutex;
 use telemetry::{LogLimit, Operation};
 use tokio::time::Instant;
 use tonic::Status;
@@ -23,12 +25,30 @@ use crate::server::limits::usage::Peer;
 use crate::server::rejections::{Cause, Rejections};
 use crate::traffic::TrafficPolicy;
 
+/// A log limit for each method and caller: a frequent one does not hide another.
+#[derive(Default)]
+struct AuditLog(Mutex<HashMap<(&'static str, String), LogLimit>>);
+
+/// Further callers are not logged; they are counted.
+const MAX_LOGGED: usize = 256;
+
+impl AuditLog {
+    fn count(&self, method: &'static str, caller: &str) -> Option<u64> {
+        let mut limits = self.0.lock();
+        let key = (method, caller.to_owned());
+        if limits.len() >= MAX_LOGGED && !limits.contains_key(&key) {
+            return None;
+        }
+        limits.entry(key).or_default().count(Instant::now())
+    }
+}
+
 pub(crate) struct Auth {
     authorizer: Authorizer,
     traffic: TrafficPolicy,
     /// Calls that the traffic policy's stricter callers would deny.
     audited: Counter<u64>,
-    audit_log: LogLimit,
+    audit_log: AuditLog,
     rejections: Arc<Rejections>,
 }
 
@@ -36,7 +56,7 @@ pub(crate) fn auth(authorizer: Authorizer, traffic: TrafficPolicy, rejections: A
     let meter = global::meter("mesh");
     let audited = meter.u64_counter("mesh.server.audit.denials");
     let audited = audited.with_description("Calls that the traffic policy's audited callers would not admit").build();
-    layer(Auth { authorizer, traffic, audited, audit_log: LogLimit::new(), rejections })
+    layer(Auth { authorizer, traffic, audited, audit_log: AuditLog::default(), rejections })
 }
 
 impl ServerLayer for Auth {
@@ -97,7 +117,7 @@ impl Auth {
         if let Some(details) = request.extensions().get::<Arc<TapDetails>>() {
             details.set_would_be_denied();
         }
-        if let Some(occurrences) = self.audit_log.count(Instant::now()) {
+        if let Some(occurrences) = self.audit_log.count(policy.name(), name) {
             let method = policy.name();
             tracing::warn!(target: "ordermesh", method, caller = name, occurrences, "a stricter list of callers would deny calls");
         }

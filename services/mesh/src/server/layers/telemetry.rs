@@ -57,7 +57,7 @@ impl ServerLayer for ServerTelemetry {
         let service = call.service.as_ref().and_then(|service| service.as_ref().ok());
         let observed = config.observer.begin(call.index, service.cloned().map(CallerClass::Service));
         if let Some(details) = observed.details() {
-            details.set_attempt(previous_attempts(request.headers()) + 1);
+            details.set_attempt(previous_attempts(request.headers()).saturating_add(1));
             request.extensions_mut().insert(details.clone());
         }
         let name = method_name(call.policy);

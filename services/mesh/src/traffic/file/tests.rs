@@ -7,6 +7,7 @@ const POLICIES: PolicyTable = PolicyTable(&[
     MethodPolicy { path: "/data.v1.Catalog/Get", timeout: Some(Duration::from_secs(2)), ..METHOD },
     MethodPolicy { path: "/data.v1.Catalog/List", timeout: Some(Duration::from_secs(5)), ..METHOD },
     MethodPolicy { path: "/data.v1.Catalog/Watch", streaming: true, ..METHOD },
+    MethodPolicy { path: "/data.v1.Catalog/Zap", timeout: Some(SECOND), allow: &[Access::Operator], ..METHOD },
     MethodPolicy { path: "/data.v1.Events/Append", timeout: Some(SECOND), infrastructure: true, ..METHOD },
     MethodPolicy {
         path: "/payment.v1.Payments/Process",
@@ -86,6 +87,16 @@ fn with(method: &str, content: &str) -> String {
     format!("rules:\n- matches: [{{ method: {{ {method} }} }}]\n  {content}\n")
 }
 
+/// A rule with a timeout for calls with these headers.
+fn with_header(headers: &str, timeout: &str) -> String {
+    let headers: Vec<_> = headers.split(", ").filter_map(|header| header.split_once(": ")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{{ name: {name}, value: {value} }}")).collect();
+    let headers = headers.join(", ");
+    format!(
+        "rules:\n- matches: [{{ method: {{ service: data.v1.Catalog, method: Get }}, headers: [{headers}] }}]\n  timeouts: {{ request: {timeout} }}\n"
+    )
+}
+
 #[test]
 fn what_is_wrong_is_refused_in_one_line_with_its_position() {
     const GET: &str = "service: data.v1.Catalog, method: Get";
@@ -120,6 +131,14 @@ fn what_is_wrong_is_refused_in_one_line_with_its_position() {
         ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: \"a b\", value: x }]\n  timeouts: { request: 1s }".to_owned(), "line 4, column 23: \"a b\" is not the name of a header"),
         ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: Authorization, value: x }]\n  timeouts: { request: 1s }".to_owned(), "a credential cannot be matched"),
         (with(GET, "timeouts: { request: 1s }") + &with(GET, "timeouts: { request: 1s }")["rules:\n".len()..], "line 4, column 3: never applies to data.v1.Catalog/Get: the rule in line 2 matches first"),
+        (with("service: data.v1.Catalog, method: Zap", "timeouts: { request: 1ms }"), "never applies to data.v1.Catalog/Zap: no service calls it"),
+        (with(GET, "ordermesh: { audit: { callers: [] } }"), "names no callers"),
+        (with(GET, "ordermesh: { audit: { callers: [ordr] } }"), "does not admit \"ordr\""),
+        ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: a, value: x }, { name: A, value: y }]\n  timeouts: { request: 1s }".to_owned(), "a header cannot have two values"),
+        ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: x-ordermesh-order, value: x }]\n  timeouts: { request: 1s }".to_owned(), "are the mesh's own"),
+        ("rules:\n- matches:\n  - method: { service: data.v1.Catalog }\n    headers: [{ name: a, value: x }]\n  ordermesh: { audit: { callers: [order] } }".to_owned(), "`audit` cannot have `headers`"),
+        (with_header("a: x", "1s") + &with_header("a: x, b: y", "1s")["rules:\n".len()..], "the rule in line 2 matches first"),
+        ("\"\\e[2J\": 1".to_owned(), "line 1"),
         (with("service: \"a\\e[2Jb\"", "timeouts: { request: 1s }"), "\"a\\u{1b}[2Jb\""),
         ("rules: &a\n- *a".to_owned(), ""),
         ("a: 1\na: 2".to_owned(), ""),

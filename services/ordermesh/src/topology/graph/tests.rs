@@ -1,4 +1,4 @@
-use contracts::mesh::v1::{CalledMethod, CallerCalls, ServedMethod};
+use contracts::mesh::v1::{CalledMethod, CallerCalls, LatencyCount, ServedMethod};
 
 use super::*;
 use crate::service::Service;
@@ -10,11 +10,14 @@ fn span(millis: i64) -> Option<prost_types::Duration> {
 }
 
 fn window(calls: i64, failures: i64, p50: i64, p99: i64) -> Option<Window> {
-    Some(Window { length: span(10_000), calls, failures, p50: span(p50), p90: span(p99), p99: span(p99) })
+    // All but one of the calls took the median.
+    let latencies = [(p50, (calls - 1).max(0)), (p99, calls.min(1))]
+        .map(|(millis, calls)| LatencyCount { latency_us: millis * 1_000, calls });
+    Some(Window { length: span(10_000), calls, failures, latencies: latencies.into(), ..Window::default() })
 }
 
 fn statistics(of: Option<Window>) -> Option<CallStatistics> {
-    Some(CallStatistics { last_10s: of, last_60s: of, ..CallStatistics::default() })
+    Some(CallStatistics { last_10s: of.clone(), last_60s: of, ..CallStatistics::default() })
 }
 
 fn endpoint(address: &str, of: Option<Window>, breaker: BreakerState) -> Endpoint {
@@ -22,7 +25,7 @@ fn endpoint(address: &str, of: Option<Window>, breaker: BreakerState) -> Endpoin
         address: address.into(),
         connected: true,
         breaker: breaker.into(),
-        last_10s: of,
+        last_10s: of.clone(),
         last_60s: of,
         ..Endpoint::default()
     }
@@ -86,8 +89,8 @@ fn the_calls_of_all_instances_are_one_edge_with_its_slow_instance_marked() {
     let ends: Vec<_> = graph.edges.iter().map(|edge| (edge.from.as_str(), edge.to.as_str())).collect();
     assert_eq!(ends, [("customer", "order"), ("order", "payment")], "a service's calls are its own to report");
     let edge = &graph.edges[1];
-    assert_eq!((edge.calls.calls, edge.calls.failures, edge.in_flight, edge.retries), (80, 0, 4, 6));
-    assert_eq!((edge.calls.rate(), edge.calls.p99), (8.0, Duration::from_millis(230)));
+    assert_eq!((edge.calls.calls, edge.calls.failures, edge.in_flight, edge.retries), (80, 0, Some(4), 6));
+    assert_eq!((edge.calls.per_second, edge.calls.p99()), (8.0, Duration::from_millis(230)));
     let instances: Vec<_> =
         edge.instances.iter().map(|of| (of.instance.as_str(), of.calls.calls, of.breaker, of.slow)).collect();
     assert_eq!(instances, [("payment-1", 78, "closed", false), ("payment-2", 2, "open", true)]);
