@@ -69,12 +69,12 @@ def secrets_of(system):
 
 
 @contextmanager
-def tapped(system):
-    """A file with all calls of the system, until the `with` block ends."""
-    with tempfile.NamedTemporaryFile() as file:
+def tapped(system, path):
+    """Writes all calls of the system to a file, until the `with` block ends."""
+    with path.open("wb") as file:
         tap = subprocess.Popen(system.command_of("tap", "-o", "json"), stdout=file, stderr=subprocess.DEVNULL, start_new_session=True)
         try:
-            yield Path(file.name)
+            yield
         finally:
             tap.terminate()
             tap.wait(10)
@@ -89,11 +89,12 @@ def snapshots(system):
 
 def run():
     """The demonstration at the most verbose log level, with known secrets: none of them leaks."""
-    with Jaeger() as jaeger, System(flags=["--log", "trace"], env=jaeger.env()) as system:
+    with tempfile.TemporaryDirectory() as folder, Jaeger() as jaeger, System(flags=["--log", "trace"], env=jaeger.env()) as system:
+        calls = Path(folder, "calls")
         banner = len(system.lines)
         email, order_id, secrets, errors = customer_with_secrets(system)
         secrets |= secrets_of(system)
-        with tapped(system) as calls:
+        with tapped(system, calls):
             system.run("demo")
             system.until_final(system.order(system.login(email, PASSWORD + "-new"))["orderId"], system.login_as_operator())
             eventually("calls are tapped", 15, lambda: "OrderService/CreateOrder" in calls.read_text())
