@@ -4,6 +4,7 @@ Also by grpcurl alone, as the operator; `top` in a real terminal, whose state is
 under load.
 """
 
+import hashlib
 import json
 import os
 import pty
@@ -21,7 +22,9 @@ from fcntl import ioctl
 from pathlib import Path
 
 from jaeger import Jaeger
-from system import CallError, System, check, documents, eventually, grpc
+from postgres import check_verify
+from rolling import Load
+from system import BIN, CallError, System, check, documents, eventually, free_ports, grpc
 
 ADMIN = "mesh.v1.MeshAdminService"
 SLOW = "payment-2"
@@ -248,6 +251,102 @@ def steered(directory, jaeger):
     return f"order → payment p99 {edge['calls']['p99_ms']:.0f} ms with 300 ms injected; {len(rejected)} injected failures stored"
 
 
+@contextmanager
+def payment_instance(system, name, port, log, data_dir=None):
+    """A further instance of the Payment Service, which no other one knows: on the system's store, or on one of its own."""
+    of = {service: f"127.0.0.1:{system.port(service)}" for service in ("user", "order", "data", "gateway")}
+    command = [
+        str(BIN), "payment", "--listen", f"127.0.0.1:{port}", "--instance", name, "--data-dir", str(data_dir or system.data_dir),
+        "--mesh-secret-file", str(system.data_dir / "mesh.secret"), "--gateway-api-key-file", str(system.data_dir / "gateway.key"),
+        "--user-addresses", of["user"], "--order-addresses", of["order"], "--data-addresses", of["data"], "--gateway-addresses", of["gateway"]]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    try:
+        eventually(f"{name} serves", 30, lambda: grpc(port, "grpc.health.v1.Health/Check", {}).get("status") == "SERVING")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def split(own, canary):
+    return f"""
+  backendRefs: [{{ name: payment, weight: {own} }}, {{ name: payment-canary, weight: {canary} }}]"""
+
+
+def canary(directory):
+    """Payments are shifted to a canary by editing one file under load: by its weight; not with another store; killed, it is left out."""
+    policy = directory / "canary.yaml"
+    canary_port, other_port = free_ports(2)
+    rule = "rules:\n- matches: [{ method: { service: payment.v1.PaymentService } }]"
+
+    def write(own, share, port=canary_port):
+        new = policy.with_suffix(".new")
+        new.write_text(f"targets: {{ payment-canary: '127.0.0.1:{port}' }}\n{rule}{split(own, share)}\n")
+        new.rename(policy)
+        return hashlib.sha256(policy.read_bytes()).hexdigest()
+
+    write(100, 0)
+    with System(("--traffic-policy", str(policy), "--user.bcrypt-cost", "4")) as system:
+        operator = system.login_as_operator()
+
+        def snapshots():
+            return [grpc(system.port("order", instance), f"{ADMIN}/GetSnapshot", {}, operator) for instance in (1, 2)]
+
+        def attempts():
+            """The attempts at each target, of both instances of the Order Service."""
+            targets = [target for state in snapshots() for target in state["targets"]]
+            return {name: sum(int(endpoint.get("attempts", 0)) for target in targets if target["name"] == name for endpoint in target.get("endpoints", []))
+                    for name in ("payment", "payment-canary")}
+
+        def has_canary():
+            return all(any(target["name"] == "payment-canary" and any(each.get("connected") for each in target.get("endpoints", []))
+                           for target in state["targets"]) for state in snapshots())
+
+        def follow(digest):
+            """Waits until both instances of the Order Service have this file."""
+            eventually("the policy is in force", 30, lambda: all(state["trafficPolicy"].get("digest") == digest for state in snapshots()))
+
+        def shares(calls):
+            """The attempts at both targets, of at least this many calls."""
+            before = attempts()
+            def enough():
+                now = attempts()
+                found = {name: now[name] - before[name] for name in now}
+                return found if sum(found.values()) >= calls else None
+            return eventually(f"{calls} calls", 90, enough)
+
+        with payment_instance(system, "payment-canary", canary_port, directory / "canary.log") as process, Load(system, "--customers", "8") as load:
+            seen = []
+            for own, share in ((90, 10), (50, 50), (0, 100)):
+                follow(write(own, share))
+                eventually("the canary is connected", 30, has_canary)
+                # Calls that began before the edit have ended.
+                shares(50)
+                found = shares(400)
+                calls = sum(found.values())
+                expected, sigma = calls * share / 100, (calls * share * (100 - share)) ** 0.5 / 100
+                check(abs(found["payment-canary"] - expected) <= 3 * sigma + 8, f"{share} % of {calls} calls go to the canary, within three sigma: {found}")
+                seen.append(f"{share} %: {found['payment-canary']} of {calls}")
+            process.kill()
+            killed = attempts()
+            eventually("the service's own instances get the calls of a killed canary", 90, lambda: attempts()["payment"] - killed["payment"] >= 200)
+            write(100, 0)
+            acknowledged, _ = load.seen()
+        other_store = directory / "other"
+        other_store.mkdir(mode=0o700)
+        with payment_instance(system, "payment-other", other_port, directory / "other.log", other_store), Load(system, "--customers", "4") as load:
+            write(50, 50, other_port)
+            eventually("the log says that it has another store", 30, lambda: any("has another store than payment" in line for line in system.lines))
+            eventually("the former canary is dropped", 30, lambda: attempts()["payment-canary"] == 0)
+            before = attempts()["payment"]
+            eventually("100 calls", 90, lambda: attempts()["payment"] - before >= 100)
+            check(attempts()["payment-canary"] == 0, f"an instance with another store gets no calls: {attempts()}")
+            load.seen()
+        check_verify(system)
+    return f"canary: {', '.join(seen)}; killed under load: 0 failed calls of {acknowledged} orders; another store: 0 calls"
+
+
 def run():
     """the mesh live: one slow instance is named by topology, top and tap; by grpcurl; in a terminal"""
     with Jaeger() as jaeger, System(env=jaeger.env()) as system, under_load(system):
@@ -262,7 +361,7 @@ def run():
         routes = system.run("routes")
         check("order.v1.OrderService/CreateOrder" in routes and "10000 ms" in routes, f"the routes: {routes}")
     with Jaeger() as jaeger, tempfile.TemporaryDirectory() as directory:
-        steering = steered(Path(directory), jaeger)
+        steering = f"{steered(Path(directory), jaeger)}; {canary(Path(directory))}"
     slow = next(of for of in edge["instances"] if of["instance"] == SLOW)
     return (f"{SLOW} p50 {slow['calls']['p50_ms']:.0f} ms, {slow['calls']['calls']} of {edge['calls']['calls']} calls; "
             f"tapped {call['method']} {call['latency_ms']:.0f} ms; {calls} calls by grpcurl; {steering}")

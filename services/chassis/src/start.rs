@@ -261,6 +261,7 @@ impl Chassis {
             descriptors: &[contracts::DESCRIPTORS],
             monitor: self.monitor.clone(),
             traffic: self.traffic.clone(),
+            store_id: self.store_id().await,
             services: services.clone(),
             rate_limits: served.rate_limits.clone(),
             trust_client_trace_context: settings.telemetry.trust_client_trace_context,
@@ -317,6 +318,12 @@ impl Chassis {
 }
 
 impl Chassis {
+    /// The id of the database, for callers that split their calls; `None` if it has none.
+    async fn store_id(&self) -> Option<String> {
+        let id = self.db.store_id().await;
+        id.inspect_err(|error| tracing::warn!(target: "ordermesh", "the database shows no id, callers cannot split their calls: {error}")).ok()
+    }
+
     /// Writes the last events to the outbox, and sends them to the Data Service.
     async fn flush(&self) {
         self.writer.close();

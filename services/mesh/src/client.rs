@@ -9,6 +9,7 @@ mod deadline;
 pub(crate) mod discovery;
 mod endpoint;
 mod endpoints;
+mod evidence;
 mod fault;
 mod load;
 mod metrics;
@@ -16,22 +17,26 @@ mod observed_target;
 mod reconnect;
 mod retry;
 mod rng;
+mod same_store;
+mod split;
 mod telemetry;
 mod visited;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ::telemetry::{EventSink, Propagation};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
 use crate::call::wire::{Request, Response, Side};
 use crate::client::balance::Balance;
-use crate::client::connect::Tcp;
+use crate::client::connect::{Connect, Tcp};
 use crate::client::deadline::{ClientDeadline, client_deadline};
 use crate::client::discovery::{Addresses, SystemResolver};
 use crate::client::endpoint::EndpointConfig;
@@ -43,6 +48,8 @@ use crate::client::reconnect::Reconnect;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::{Retry, RetryConfig, retry};
 use crate::client::rng::{Rng, SystemRng};
+use crate::client::same_store::SameStore;
+use crate::client::split::{MakeOther, OtherTarget, Split};
 use crate::client::telemetry::{ClientTelemetry, ClientTelemetryConfig, client_telemetry};
 use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::monitor::Monitor;
@@ -106,34 +113,32 @@ impl ClientConfig {
 pub struct Channel {
     /// In snapshots while the channel exists.
     target: Arc<ObservedTarget>,
-    stack: ClientTelemetry<ClientDeadline<InjectFaults<Retry<WithCredentials<Balance>>>>>,
+    stack: ClientTelemetry<ClientDeadline<InjectFaults<Split<TargetStack>>>>,
 }
 
 /// Creates a channel. It connects when it is first used.
 pub fn client(config: ClientConfig) -> Channel {
-    let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(RetryBudget::new()));
     let rng: Arc<dyn Rng> = Arc::new(SystemRng);
-    let endpoints = endpoints(&config, rng.clone(), metrics.clone());
-    metrics.export_retry_budget(&budget);
-    endpoints.export_load();
     let observer = Observer::new(config.monitor.clone(), Side::Client, config.target, CallTable::new(config.policies));
-    let target = Arc::new(ObservedTarget {
-        name: config.target,
-        observer: observer.clone(),
-        endpoints: endpoints.clone(),
-        metrics: metrics.clone(),
-        budget: budget.clone(),
-    });
-    config.monitor.register(&target);
-    let retrying = RetryConfig { is_on: config.retries, budget, rng: rng.clone(), metrics };
+    let instances = Instances {
+        credentials: config.credentials,
+        connections: config.connections,
+        tls: config.tls,
+        retries: config.retries,
+        monitor: config.monitor,
+        rng: rng.clone(),
+    };
+    let connect = Arc::new(Tcp { tls: instances.tls.clone() });
+    let (own, target) = instances.target(config.target, config.addresses.clone(), observer.clone(), connect);
     let telemetry = ClientTelemetryConfig {
         policies: config.policies,
         events: config.events,
         is_mesh_service: config.is_mesh_service,
         propagation: config.propagation,
-        traffic: config.traffic,
+        traffic: config.traffic.clone(),
         observer,
     };
+    let make = instances.make_others(config.target, config.addresses);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
@@ -142,33 +147,116 @@ pub fn client(config: ClientConfig) -> Channel {
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline())
         // Inside the deadline, which a delay uses up; outside of retry: a fault is the call's result, and no instance's.
-        .layer(inject_faults(config.target, rng))
-        // Outside of what is chosen for each attempt: credentials and instance.
-        .layer(retry(retrying))
-        // Inside retry: each attempt has the newest credentials.
-        .layer(with_credentials(&config.credentials))
-        // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
-        // reachable.
-        .service(Balance::new(endpoints));
+        .layer(inject_faults(config.target, rng.clone()))
+        // Outside of retry: each target has its own instances, breakers and retry budget.
+        .service(Split::new(config.target, own, config.traffic, rng, make));
     Channel { stack, target }
 }
 
-fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetrics>) -> Arc<Endpoints> {
-    let reconnect = Reconnect {
-        connect: Arc::new(Tcp { tls: config.tls.clone() }),
-        rng: rng.clone(),
-        changed: Arc::default(),
-        failures: Arc::default(),
-    };
-    let endpoints = EndpointConfig {
-        connections: config.connections,
-        has_tls: config.tls.is_some(),
-        began: Instant::now(),
-        has_address_labels: matches!(config.addresses, Addresses::Fixed(_)),
-        rng,
-        metrics,
-    };
-    Arc::new(Endpoints::new(config.target, config.addresses.clone(), Arc::new(SystemResolver), endpoints, reconnect))
+/// The stack of one target's instances.
+type TargetStack = Retry<WithCredentials<Balance>>;
+
+/// How instances are called: the same for a service's own and for those of other targets.
+#[derive(Clone)]
+struct Instances {
+    credentials: Credentials,
+    connections: usize,
+    tls: Option<ClientTls>,
+    retries: bool,
+    monitor: Monitor,
+    rng: Arc<dyn Rng>,
+}
+
+impl Instances {
+    /// The stack of a target, from retries to connections.
+    fn target(
+        &self,
+        name: &'static str,
+        addresses: Addresses,
+        observer: Arc<Observer>,
+        connect: Arc<dyn Connect>,
+    ) -> (TargetStack, Arc<ObservedTarget>) {
+        let (metrics, budget) = (Arc::new(ClientMetrics::new(name)), Arc::new(RetryBudget::new()));
+        let endpoints = self.endpoints(name, addresses, metrics.clone(), connect);
+        metrics.export_retry_budget(&budget);
+        endpoints.export_load();
+        let target = Arc::new(ObservedTarget {
+            name,
+            observer,
+            endpoints: endpoints.clone(),
+            metrics: metrics.clone(),
+            budget: budget.clone(),
+        });
+        self.monitor.register(&target);
+        let retrying = RetryConfig { is_on: self.retries, budget, rng: self.rng.clone(), metrics };
+
+        #[rustfmt::skip]
+        let stack = ServiceBuilder::new()
+            // Outside of what is chosen for each attempt: credentials and instance.
+            .layer(retry(retrying))
+            // Inside retry: each attempt has the newest credentials.
+            .layer(with_credentials(&self.credentials))
+            // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
+            // reachable.
+            .service(Balance::new(endpoints));
+        (stack, target)
+    }
+
+    fn endpoints(
+        &self,
+        name: &'static str,
+        addresses: Addresses,
+        metrics: Arc<ClientMetrics>,
+        connect: Arc<dyn Connect>,
+    ) -> Arc<Endpoints> {
+        let reconnect = Reconnect { connect, rng: self.rng.clone(), changed: Arc::default(), failures: Arc::default() };
+        let endpoints = EndpointConfig {
+            connections: self.connections,
+            has_tls: self.tls.is_some(),
+            began: Instant::now(),
+            has_address_labels: matches!(addresses, Addresses::Fixed(_)),
+            rng: self.rng.clone(),
+            metrics,
+        };
+        Arc::new(Endpoints::new(name, addresses, Arc::new(SystemResolver), endpoints, reconnect))
+    }
+
+    /// Makes the stacks of other targets of a service, whose instances share its store.
+    fn make_others(self, service: &'static str, own: Addresses) -> MakeOther<TargetStack> {
+        Box::new(move |name, addresses| {
+            let name = interned(name);
+            let observer = Observer::new(self.monitor.clone(), Side::Client, name, CallTable::new(PolicyTable(&[])));
+            let connect = Arc::new(SameStore {
+                service,
+                target: name,
+                own: own.clone(),
+                resolve: Arc::new(SystemResolver),
+                connect: Arc::new(Tcp { tls: self.tls.clone() }),
+                credentials: self.credentials.headers(),
+                has_tls: self.tls.is_some(),
+                logged: Mutex::default(),
+            });
+            let (stack, target) = self.target(name, addresses.clone(), observer, connect);
+            // In snapshots while the stack exists.
+            let is_connected = move || {
+                target.endpoints.start();
+                target.endpoints.list().iter().any(|endpoint| endpoint.is_ready())
+            };
+            OtherTarget { stack, is_connected: Box::new(is_connected) }
+        })
+    }
+}
+
+/// The names of targets are labels, which live as long as the program; a traffic policy has few.
+fn interned(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock();
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let leaked: &'static str = name.to_owned().leak();
+    names.insert(leaked);
+    leaked
 }
 
 impl Service<Request> for Channel {

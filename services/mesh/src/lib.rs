@@ -61,4 +61,4 @@ pub use server::memory_limit::budget_of;
 pub use server::serve::Server;
 pub use server::server;
 pub use status::{INJECTED_FAULT, Kind, Rejected, Rejection, Violation, code_name, error_class, status};
-pub use traffic::{Fault, TrafficPolicy, TrafficRule, TrafficState};
+pub use traffic::{Backend, Fault, TrafficPolicy, TrafficRule, TrafficState};

@@ -20,6 +20,7 @@ pub(crate) mod write_timeout;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
@@ -72,6 +73,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
         rejections: rejections.clone(),
+        store_id: config.store_id.and_then(|id| HeaderValue::try_from(id).ok()),
         observer: observer.clone(),
     };
     let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));

@@ -1,5 +1,5 @@
 //! The traffic policy: what an operator changes, at run time and by a file, of how calls are made: shorter timeouts,
-//! faults on purpose, and stricter callers that are only counted. It can narrow what the contract allows, and widen
+//! faults on purpose, shares for other targets, and stricter callers that are only counted. It can narrow what the contract allows, and widen
 //! nothing. A new file is taken whole, or refused whole with one line while the old one stays in force.
 
 pub(crate) mod duration;
@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+use crate::client::discovery::Addresses;
 use crate::policy::{MethodPolicy, PolicyTable};
 
 /// A longer file is refused unread.
@@ -37,6 +38,17 @@ pub struct Fault {
     pub code: Option<Code>,
 }
 
+/// One of the targets between which calls are split.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// The service itself, or a target of the file.
+    pub name: String,
+    /// The share of its weight in the sum of all weights.
+    pub weight: u32,
+    /// Of a target of the file; `None`: the service's own instances.
+    pub addresses: Option<Addresses>,
+}
+
 /// What a traffic policy changes of one method.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TrafficRule {
@@ -44,6 +56,8 @@ pub struct TrafficRule {
     pub timeout: Option<Duration>,
     /// A fault on purpose.
     pub fault: Option<Fault>,
+    /// Between which targets calls are split; empty: they all go to the service.
+    pub backends: Vec<Backend>,
     /// Callers that a stricter list would admit, by class or service; others are counted, and served.
     pub audited_callers: Option<Vec<String>>,
 }
@@ -146,6 +160,13 @@ impl TrafficPolicy {
         };
         let of_method = rules.by_path.get(policy.path)?;
         of_method.iter().find(|rule| rule.headers.iter().all(matches)).map(|found| found.rule.clone())
+    }
+
+    /// Whether a rule sends calls to this target.
+    pub(crate) fn has_backend(&self, name: &str, addresses: &Addresses) -> bool {
+        let rules = self.0.rules.read();
+        let mut backends = rules.by_path.values().flatten().flat_map(|rule| &rule.rule.backends);
+        backends.any(|backend| backend.name == name && backend.addresses.as_ref() == Some(addresses))
     }
 
     /// Whether a rule depends on headers.

@@ -99,7 +99,10 @@ fn traffic(rule: &TrafficRule) -> String {
     });
     let audit =
         (!rule.audited_callers.is_empty()).then(|| format!("audit all but {}", rule.audited_callers.join(", ")));
-    timeout.into_iter().chain(fault).chain(audit).collect::<Vec<_>>().join(", ")
+    let backends =
+        rule.backends.iter().map(|backend| format!("{} {}", backend.name, backend.weight)).collect::<Vec<_>>();
+    let split = (!backends.is_empty()).then(|| backends.join(" / "));
+    split.into_iter().chain(timeout).chain(fault).chain(audit).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the policies, once for each service.

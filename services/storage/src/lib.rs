@@ -9,6 +9,7 @@
 //! - [`transact`]: transactions that commit a change together with its events
 //! - [`batches`]: changes that are committed in batches; [`rows`]: many rows as one statement
 //! - [`notifications`]: of commits of other processes
+//! - `store_id`: the identity of a database
 //! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
@@ -30,6 +31,7 @@ pub mod ownership;
 mod postgres;
 pub mod probe;
 pub mod rows;
+mod store_id;
 pub mod transact;
 mod url;
 

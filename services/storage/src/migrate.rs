@@ -12,6 +12,7 @@ use crate::connect::{Backend, Database};
 use crate::connection::{Open, TxConnection};
 use crate::error::Error;
 use crate::outbox;
+use crate::store_id;
 use crate::transact::{BEGIN, begin_alone};
 
 /// A migration. All its statements run in one transaction.
@@ -120,7 +121,7 @@ async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -
         tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program: it is left as it is");
         return Ok(vec![]);
     }
-    let all = std::iter::once(&outbox::MIGRATION).chain(migrations);
+    let all = [&store_id::MIGRATION, &outbox::MIGRATION].into_iter().chain(migrations);
     Ok(all.filter(|migration| !applied.contains(&migration.version)).collect())
 }
 

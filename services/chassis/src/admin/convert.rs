@@ -195,6 +195,15 @@ fn rule(rule: &TrafficRule) -> proto::TrafficRule {
             code: fault.code.map(mesh::code_name).unwrap_or_default().to_owned(),
         }),
         audited_callers: rule.audited_callers.clone().unwrap_or_default(),
+        backends: rule
+            .backends
+            .iter()
+            .map(|backend| proto::Backend {
+                name: backend.name.clone(),
+                weight: i32::try_from(backend.weight).unwrap_or(i32::MAX),
+                addresses: backend.addresses.as_ref().map(ToString::to_string).unwrap_or_default(),
+            })
+            .collect(),
     }
 }
 

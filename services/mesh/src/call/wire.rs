@@ -52,6 +52,8 @@ pub(crate) static ATTRIBUTE_HEADERS: LazyLock<Vec<(&'static str, HeaderName)>> =
     let header = |name| HeaderName::try_from(format!("{RESERVED_PREFIX}{name}")).ok();
     telemetry::COLUMNS.iter().filter_map(|(attribute, name)| Some((*attribute, header(name)?))).collect()
 });
+/// The id of the store that a server's instances share, in the answer to a mesh service's health check.
+pub(crate) const STORE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-store");
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");

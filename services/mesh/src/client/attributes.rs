@@ -30,6 +30,14 @@ impl CallAttributes {
         request
     }
 
+    /// The order that the call concerns, as a number that is spread evenly.
+    pub(crate) fn order(&self) -> Option<u64> {
+        let (_, value) = self.iter().find(|(name, _)| *name == telemetry::ORDER_ID)?;
+        // The last bytes of a UUID are random.
+        let (_, low) = value.parse::<uuid::Uuid>().ok()?.as_u64_pair();
+        Some(low)
+    }
+
     /// Names and values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.0.iter().map(|(name, value)| (*name, value.as_str()))

@@ -15,6 +15,7 @@ use crate::client::breaker::{BreakerPermit, BreakerTransition};
 use crate::client::call::CallDeadline;
 use crate::client::endpoint::{Endpoint, Failure};
 use crate::client::endpoints::Endpoints;
+use crate::client::evidence::Evidence;
 use crate::client::visited::Visited;
 
 /// How many times a request may fail unsent (connections that close immediately) before the call fails.
@@ -113,49 +114,31 @@ impl Ticket {
         }
     }
 
-    /// A deadline counts as the instance's failure only if the call had the method's full timeout: otherwise a caller
-    /// with very short deadlines could open the breaker for all.
-    fn had_method_timeout(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline.is_method_timeout)
-    }
-
     fn settle(mut self, code: Code) {
         self.is_settled = true;
         let now = Instant::now();
         let (endpoint, took) = (&*self.endpoint, now.saturating_duration_since(self.began));
         endpoint.metrics.attempt(&endpoint.labels);
-        let failed = match code {
-            Code::Unavailable | Code::Internal | Code::Unknown => true,
-            Code::DeadlineExceeded => self.had_method_timeout(),
-            Code::Ok
-            | Code::Cancelled
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::Aborted
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::DataLoss
-            | Code::Unauthenticated => false,
-        };
-        endpoint.attempts.lock().record(now, took, failed);
-        if failed {
-            endpoint.load.failed(now, took);
-            self.report(endpoint.breaker.failed(self.permit, now));
-        } else if matches!(code, Code::Cancelled | Code::DeadlineExceeded) {
-            endpoint.load.took(now, took);
-            endpoint.breaker.undecided(self.permit, now);
-        } else {
-            // An overloaded instance works, but its quick rejections must not attract more calls.
-            if code == Code::ResourceExhausted {
-                endpoint.load.failed(now, took)
-            } else {
-                endpoint.load.took(now, took)
+        let evidence = Evidence::of(code, self.deadline);
+        endpoint.attempts.lock().record(now, took, matches!(evidence, Evidence::Fails));
+        match evidence {
+            Evidence::Fails => {
+                endpoint.load.failed(now, took);
+                self.report(endpoint.breaker.failed(self.permit, now));
             }
-            self.report(endpoint.breaker.succeeded(self.permit));
+            Evidence::None => {
+                endpoint.load.took(now, took);
+                endpoint.breaker.undecided(self.permit, now);
+            }
+            Evidence::Works => {
+                // An overloaded instance works, but its quick rejections must not attract more calls.
+                if code == Code::ResourceExhausted {
+                    endpoint.load.failed(now, took)
+                } else {
+                    endpoint.load.took(now, took)
+                }
+                self.report(endpoint.breaker.succeeded(self.permit));
+            }
         }
     }
 
@@ -170,8 +153,7 @@ impl Ticket {
         self.endpoint.metrics.attempt(&self.endpoint.labels);
         let took = now.saturating_duration_since(self.began);
         self.endpoint.load.no_response(now, took);
-        let is_over = self.deadline.is_some_and(|deadline| deadline.at <= now);
-        let failed = self.had_method_timeout() && is_over;
+        let failed = matches!(Evidence::of_cancelled(self.deadline, now), Evidence::Fails);
         self.endpoint.attempts.lock().record(now, took, failed);
         if failed {
             self.report(self.endpoint.breaker.failed(self.permit, now));

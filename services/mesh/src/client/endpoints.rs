@@ -91,7 +91,7 @@ impl Endpoints {
     }
 
     /// Starts connecting, with the first call: its runtime is the one that the connections run in.
-    fn start(self: &Arc<Self>) {
+    pub(crate) fn start(self: &Arc<Self>) {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::AcqRel) {
             return;
         }

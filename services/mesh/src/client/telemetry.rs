@@ -85,7 +85,10 @@ where
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, config.events.clone());
         propagate(config, &operation, request.headers_mut());
+        let mut order = None;
         if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
+            let is_split = rule.as_ref().is_some_and(|rule| !rule.backends.is_empty());
+            order = if is_split { attributes.order() } else { None };
             attributes.iter().for_each(|(name, value)| operation.set(name, value));
             if config.is_mesh_service {
                 send(&attributes, request.headers_mut());
@@ -99,6 +102,7 @@ where
             operation: Some(operation),
             deadline: None,
             rule,
+            order,
             visited,
             tap,
         });

@@ -24,7 +24,7 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+    pub(crate) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let Self::MeshSecret { service, secret } = self else { return vec![] };
         let (Ok(service), Ok(mut secret)) = (HeaderValue::try_from(service), HeaderValue::try_from(secret.expose()))
         else {

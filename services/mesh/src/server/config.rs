@@ -29,6 +29,9 @@ pub struct ServerConfig {
     pub monitor: Monitor,
     /// The traffic policy: its stricter callers are counted here.
     pub traffic: TrafficPolicy,
+    /// The id of the store that all instances of the service share: shown to mesh services, which split calls only between
+    /// instances of one store.
+    pub store_id: Option<String>,
     /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; those of google.rpc and
     /// grpc.health are added.
     pub descriptors: &'static [&'static [u8]],
@@ -87,6 +90,7 @@ impl ServerConfig {
             events: None,
             monitor: Monitor::new(service),
             traffic: TrafficPolicy::none(),
+            store_id: None,
             descriptors: &[],
             reflection: true,
             services: vec![],

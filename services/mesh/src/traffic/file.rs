@@ -1,7 +1,7 @@
 //! The file of a traffic policy: YAML with the field names of the Gateway API's GRPCRoute; what GRPCRoute lacks is below
 //! `ordermesh:`. Every rule of it is checked before one is taken.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +11,26 @@ use serde_saphyr::{Location, Spanned};
 use tonic::Code;
 
 use crate::call::wire::RESERVED_PREFIX;
+use crate::client::discovery::{Addresses, AddressesError};
 use crate::policy::{Access, MethodPolicy, PolicyTable};
 use crate::status::{CODES, code_name};
-use crate::traffic::{ConditionalRule, Fault, Headers, Rules, TrafficRule, duration};
+use crate::traffic::{Backend, ConditionalRule, Fault, Headers, Rules, TrafficRule, duration};
 
 /// A longer delay would only hold the caller's permits.
 const MAX_DELAY: Duration = Duration::from_secs(60);
+/// As percentages are.
+const MAX_WEIGHT: u32 = 100;
+/// Of a target's name: it becomes a label.
+const MAX_NAME: usize = 63;
 /// Of a text of the file, as much is quoted.
 const MAX_QUOTED: usize = 300;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct File {
+    /// Other targets of calls, by name: their addresses.
+    #[serde(default)]
+    targets: BTreeMap<String, Spanned<String>>,
     /// The first rule that matches a call applies.
     #[serde(default)]
     rules: Vec<Spanned<RuleText>>,
@@ -33,7 +41,16 @@ struct File {
 struct RuleText {
     matches: Vec<MatchText>,
     timeouts: Option<Timeouts>,
+    #[serde(default)]
+    backend_refs: Vec<Spanned<BackendRef>>,
     ordermesh: Option<Extension>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct BackendRef {
+    name: Spanned<String>,
+    weight: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -100,14 +117,24 @@ fn of<T>(spanned: &Spanned<T>, why: impl std::fmt::Display) -> String {
 /// Why it is refused, in one line with the position.
 pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Result<Rules, String> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
+    let targets = targets(&file.targets, policies)?;
     let mut rules = Rules { by_path: HashMap::new(), count: file.rules.len() };
     let mut earlier: HashMap<&'static str, Vec<(Headers, u64)>> = HashMap::new();
     for text in &file.rules {
         let (mut is_reached, mut shortens) = (false, false);
+        let backends = backends(text, &targets, policies)?;
         for matched in matches(text, policies)? {
-            let Some(rule) = rule(text, &matched, policies, allow_faults)?.map(Arc::new) else { continue };
+            let Some(rule) = rule(text, &matched, policies, allow_faults)? else { continue };
+            let rule = Arc::new(TrafficRule { backends: backends.clone(), ..rule });
             // One with fewer conditions matches every call that this one would.
             let of_method = earlier.entry(matched.policy.path).or_default();
+            if let (Some((_, line)), false) = (of_method.first(), backends.is_empty()) {
+                let name = matched.policy.name();
+                return Err(of(
+                    text,
+                    format!("splits only a part of a service: the rule in line {line} matches {name} first"),
+                ));
+            }
             let covers = |headers: &Headers| headers.iter().all(|header| matched.headers.contains(header));
             let hidden_by = of_method.iter().find(|(headers, _)| covers(headers)).map(|(_, line)| *line);
             if let (Some(line), true) = (hidden_by, matched.is_named) {
@@ -235,8 +262,10 @@ fn rule(
     let Matched { policy, headers, is_named } = matched;
     let fault = ordermesh.as_ref().and_then(|extension| extension.fault.as_ref());
     let audit = ordermesh.as_ref().and_then(|extension| extension.audit.as_ref());
-    if timeouts.is_none() && fault.is_none() && audit.is_none() {
-        return Err(of(text, "the rule changes nothing: it has neither `timeouts` nor `ordermesh: {fault, audit}`"));
+    if timeouts.is_none() && fault.is_none() && audit.is_none() && text.value.backend_refs.is_empty() {
+        let why =
+            "the rule changes nothing: it has neither `timeouts` nor `backendRefs` nor `ordermesh: {fault, audit}`";
+        return Err(of(text, why));
     }
     if let (Some(audit), false) = (audit, headers.is_empty()) {
         let why = "callers are audited of all calls: `audit` cannot have `headers`";
@@ -252,8 +281,81 @@ fn rule(
     Ok(Some(TrafficRule {
         timeout: timeout.filter(|_| is_called),
         fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?.filter(|_| is_called),
+        backends: Vec::new(),
         audited_callers: audit.map(|audit| callers(text, audit, policy, policies)).transpose()?,
     }))
+}
+
+/// The service of a method at the mesh, for example `payment`: the first part of its package.
+fn target_of(policy: &MethodPolicy) -> &'static str {
+    policy.name().split('.').next().unwrap_or_default()
+}
+
+fn targets(
+    texts: &BTreeMap<String, Spanned<String>>,
+    policies: PolicyTable,
+) -> Result<BTreeMap<String, Addresses>, String> {
+    let mut targets = BTreeMap::new();
+    for (name, text) in texts {
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_plain) {
+            let why = format!("a target's name is 1 to {MAX_NAME} of a-z, 0-9 and -, not {}", quoted(name));
+            return Err(of(text, why));
+        }
+        if policies.0.iter().any(|policy| target_of(policy) == name) {
+            return Err(of(text, format!("{name} is a service: another target needs another name")));
+        }
+        let addresses = text.value.parse().map_err(|error: AddressesError| of(text, error))?;
+        targets.insert(name.clone(), addresses);
+    }
+    Ok(targets)
+}
+
+/// The targets of a rule. Calls of one order must not be of two versions with different stores, or of two versions by turns: a
+/// split is one of whole services.
+fn backends(
+    rule: &Spanned<RuleText>,
+    targets: &BTreeMap<String, Addresses>,
+    policies: PolicyTable,
+) -> Result<Vec<Backend>, String> {
+    let RuleText { matches, backend_refs, .. } = &rule.value;
+    let (Some(first), Some(matched)) = (backend_refs.first(), matches.first()) else { return Ok(Vec::new()) };
+    let is_named = |text: &&MatchText| text.method.method.is_some() || !text.headers.is_empty();
+    if let Some(text) = matches.iter().find(is_named) {
+        let why = "`backendRefs` split whole services: their rule has neither `method` nor `headers`";
+        return Err(of(&text.method.service, why));
+    }
+    let service = matched.method.service.value.split('.').next().unwrap_or_default();
+    let of_service = policies.0.iter().filter(|policy| target_of(policy) == service && !policy.infrastructure);
+    for policy in of_service {
+        if !matches.iter().any(|text| text.method.service.value == policy.service()) {
+            let why = format!("`backendRefs` split whole services: {} is of {service} too", policy.service());
+            return Err(of(&matched.method.service, why));
+        }
+    }
+    if let Some(text) = matches.iter().find(|text| !text.method.service.value.starts_with(&format!("{service}."))) {
+        return Err(of(&text.method.service, format!("a rule with `backendRefs` is of one service, here {service}")));
+    }
+    let mut backends: Vec<Backend> = Vec::new();
+    for text in backend_refs {
+        let name = &text.value.name;
+        let addresses = if name.value == service { None } else { targets.get(&name.value).cloned() };
+        if addresses.is_none() && name.value != service {
+            return Err(of(name, format!("no target is named {}, and the service is {service}", quoted(&name.value))));
+        }
+        if backends.iter().any(|known| known.name == name.value) {
+            return Err(of(name, format!("{} is named twice", name.value)));
+        }
+        let weight = text.value.weight.as_ref().map_or(1, |weight| weight.value);
+        if let Some(text) = text.value.weight.as_ref().filter(|weight| weight.value > MAX_WEIGHT) {
+            return Err(of(text, format!("a weight is 0 to {MAX_WEIGHT}")));
+        }
+        backends.push(Backend { name: name.value.clone(), weight, addresses });
+    }
+    if backends.iter().all(|backend| backend.weight == 0) {
+        return Err(of(first, "all weights are 0: no call would be sent"));
+    }
+    Ok(backends)
 }
 
 /// Of a service's methods, those with a shorter or no timeout keep theirs; a method that is named must be shortened.

@@ -169,3 +169,72 @@ async fn a_call_is_tapped_with_its_attempts_and_the_instance_that_responded() {
     let endpoint = &target.endpoints[0];
     assert_eq!((endpoint.attempts, endpoint.failures, endpoint.last_60s.calls, endpoint.is_connected), (3, 3, 3, true));
 }
+
+/// A server whose instances have this store, and its policy's target `canary` with another server.
+async fn split(own_store: Option<&str>, canary_store: Option<&str>) -> (World, World, Channel) {
+    let with = |store: Option<&str>| {
+        let store = store.map(str::to_owned);
+        World::altered(Plan::default(), move |config| config.store_id = store)
+    };
+    let (own, canary) = (with(own_store).await, with(canary_store).await);
+    let traffic = TrafficPolicy::new(POLICIES, false);
+    let text = format!(
+        "targets: {{ canary: '{}' }}\nrules:\n- matches: [{{ method: {{ service: test.v1.Echo }} }}]\n  backendRefs: [{{ name: test, weight: 0 }}, {{ name: canary }}]\n",
+        canary.address
+    );
+    traffic.apply("test.yaml", text.as_bytes()).expect("a valid policy");
+    let credentials = Credentials::MeshSecret { service: "order".into(), secret: SharedSecret::new(MESH_SECRET) };
+    let config = ClientConfig::new("test", vec![own.address.to_string()], POLICIES);
+    (own, canary, client(ClientConfig { traffic, credentials, ..config }))
+}
+
+#[tokio::test]
+async fn calls_go_to_a_canary_with_the_same_store_and_back_when_it_ends() {
+    let (own, canary, channel) = split(Some("one"), Some("one")).await;
+    let until_canary = async {
+        while canary.begun() == 0 {
+            say(&channel, READ, "hello").await.expect("one of them responds");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(GUARD, until_canary).await.expect("once its store is known");
+    let (before, of_canary) = (own.begun(), canary.begun());
+    for _ in 0..20 {
+        say(&channel, SAY, "hello").await.expect("the canary responds");
+    }
+    assert_eq!((own.begun() - before, canary.begun() - of_canary), (0, 20));
+    canary.shutdown.cancel();
+    canary.served.await.expect("it ends").expect("served");
+    for _ in 0..20 {
+        say(&channel, READ, "hello").await.expect("the service's own instance responds");
+    }
+    assert_eq!(own.begun() - before, 20);
+}
+
+#[tokio::test]
+async fn a_canary_with_another_store_or_none_gets_no_calls() {
+    for stores in [(Some("one"), Some("two")), (Some("one"), None), (None, Some("one")), (None, None)] {
+        let (own, canary, channel) = split(stores.0, stores.1).await;
+        // Longer than the first check takes.
+        let end = tokio::time::Instant::now() + Duration::from_millis(500);
+        while tokio::time::Instant::now() < end {
+            say(&channel, READ, "hello").await.expect("the service's own instance responds");
+        }
+        assert_eq!(canary.begun(), 0, "{stores:?}");
+        assert!(own.begun() > 10);
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_shown_to_mesh_services_only() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let world = World::altered(Plan::default(), |config| config.store_id = Some("one".into())).await;
+    let shown = async |channel: Channel| {
+        let response = HealthClient::new(channel).check(HealthCheckRequest::default()).await.expect("healthy");
+        response.metadata().get("x-ordermesh-store").map(|store| store.to_str().expect("ASCII").to_owned())
+    };
+    assert_eq!(shown(world.service("order", MESH_SECRET)).await.as_deref(), Some("one"));
+    assert_eq!(shown(world.anonymous()).await, None);
+    assert_eq!(shown(world.service("order", "a guess")).await, None);
+}

@@ -25,6 +25,7 @@ impl GrpcPayments {
     /// The payment and its attempts, for the timeline.
     pub(crate) async fn get(&self, order: OrderId) -> Result<payment::GetPaymentResponse, Status> {
         let request = payment::GetPaymentRequest { order_id: order.to_string() };
+        let request = CallAttributes::new().with(ORDER_ID, order.as_uuid()).request(request);
         Ok(self.0.clone().get_payment(request).await?.into_inner())
     }
 }

@@ -311,6 +311,13 @@ impl Edges<'_> {
             edge.is_busy |= method.in_flight > 0;
             edge.calls.add(window.of_calls(&method.calls));
         }
+        if target.methods.is_empty() {
+            // Another target of a service: its calls are among the service's, and its instances'.
+            target
+                .endpoints
+                .iter()
+                .for_each(|endpoint| edge.calls.add(window.of(&endpoint.last_10s, &endpoint.last_60s)));
+        }
         for endpoint in &target.endpoints {
             let name = names.iter().find(|node| node.address == endpoint.address && node.service == target.name);
             let name = name.map(|node| node.instance.clone()).unwrap_or_default();

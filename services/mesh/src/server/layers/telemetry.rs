@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use telemetry::{Kind, Operation, Parent, Propagation, RemoteContext, TraceParent};
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -11,7 +11,9 @@ use tracing::Instrument;
 use crate::call::caller_class::CallerClass;
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Sink};
-use crate::call::wire::{BAGGAGE, PREVIOUS_ATTEMPTS, Request, ServerFuture, Side, TRACEPARENT, TRACESTATE};
+use crate::call::wire::{
+    BAGGAGE, PREVIOUS_ATTEMPTS, Request, STORE_HEADER, ServerFuture, Side, TRACEPARENT, TRACESTATE,
+};
 use crate::call::{Call, method_name};
 use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::non_recording;
@@ -27,6 +29,7 @@ pub(crate) struct ServerTelemetryConfig {
     pub(crate) trust_client_trace_context: bool,
     pub(crate) propagation: Propagation,
     pub(crate) rejections: Arc<Rejections>,
+    pub(crate) store_id: Option<HeaderValue>,
     pub(crate) observer: Arc<Observer>,
 }
 
@@ -47,8 +50,15 @@ impl ServerLayer for ServerTelemetry {
         let call = Call::classify(config.authorizer.policies(), &request, service, now);
         if call.class.is_infrastructure() {
             update(|state| state.is_infrastructure = true);
+            let shown = config.store_id.clone().filter(|_| call.known_service().is_some());
             request.extensions_mut().insert(call);
-            return next.call(request);
+            let work = next.call(request);
+            let Some(store_id) = shown else { return work };
+            return Box::pin(async move {
+                let mut response = work.await?;
+                response.headers_mut().insert(STORE_HEADER, store_id);
+                Ok(response)
+            });
         }
         let operation = config.open(&request, &call);
         // Until identity admits the caller: anonymous clients must not fill the event store.

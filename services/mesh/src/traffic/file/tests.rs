@@ -9,6 +9,8 @@ const POLICIES: PolicyTable = PolicyTable(&[
     MethodPolicy { path: "/data.v1.Catalog/Watch", streaming: true, ..METHOD },
     MethodPolicy { path: "/data.v1.Catalog/Zap", timeout: Some(SECOND), allow: &[Access::Operator], ..METHOD },
     MethodPolicy { path: "/data.v1.Events/Append", timeout: Some(SECOND), infrastructure: true, ..METHOD },
+    MethodPolicy { path: "/order.v1.Orders/Get", timeout: Some(SECOND), ..METHOD },
+    MethodPolicy { path: "/order.v1.Stock/Get", timeout: Some(SECOND), ..METHOD },
     MethodPolicy {
         path: "/payment.v1.Payments/Process",
         allow: &[Access::Service, Access::Operator],
@@ -48,6 +50,7 @@ rules:
     let expected = TrafficRule {
         timeout: Some(Duration::from_millis(1_500)),
         fault: Some(Fault { percent: 2, delay: Some(Duration::from_millis(200)), code: Some(Code::Unavailable) }),
+        backends: vec![],
         audited_callers: Some(vec!["order".into(), "operator".into()]),
     };
     assert_eq!(*rule(&rules, "/payment.v1.Payments/Process"), expected);
@@ -87,6 +90,31 @@ fn with(method: &str, content: &str) -> String {
     format!("rules:\n- matches: [{{ method: {{ {method} }} }}]\n  {content}\n")
 }
 
+/// A rule that splits the calls of these services.
+fn split(services: &str, backends: &str) -> String {
+    let matches = services.split(", ").map(|service| format!("{{ method: {{ service: {service} }} }}"));
+    let matches = matches.collect::<Vec<_>>().join(", ");
+    format!("rules:\n- matches: [{matches}]\n  backendRefs: [{backends}]\n")
+}
+
+#[test]
+fn calls_of_a_whole_service_are_split_by_weight() {
+    let text = "targets: { canary: 'dns:///canary:7000' }\n".to_owned()
+        + &split("payment.v1.Payments", "{ name: payment, weight: 90 }, { name: canary, weight: 10 }");
+    let rules = read(&text).expect("valid");
+    let addresses = Some(Addresses::Dns { host: "canary".into(), port: 7000 });
+    let expected = [
+        Backend { name: "payment".into(), weight: 90, addresses: None },
+        Backend { name: "canary".into(), weight: 10, addresses },
+    ];
+    assert_eq!(rule(&rules, "/payment.v1.Payments/Process").backends, expected);
+    // All services of the package; methods that the platform depends on are never split.
+    let rules = read(&split("data.v1.Catalog", "{ name: data }")).expect("valid");
+    assert_eq!(rules.by_path.len(), 3, "and not Zap, which no service calls");
+    let rules = read(&split("order.v1.Orders, order.v1.Stock", "{ name: order }")).expect("valid");
+    assert_eq!(rules.by_path.len(), 2);
+}
+
 /// A rule with a timeout for calls with these headers.
 fn with_header(headers: &str, timeout: &str) -> String {
     let headers: Vec<_> = headers.split(", ").filter_map(|header| header.split_once(": ")).collect();
@@ -111,7 +139,25 @@ fn what_is_wrong_is_refused_in_one_line_with_its_position() {
         (with("service: data.v1.Catalog", "timeouts: { request: 5s }"), "no method that this rule matches has a longer one"),
         (with("service: data.v1.Events, method: Append", "timeouts: { request: 1ms }"), "data.v1.Events/Append cannot be changed"),
         (with("service: data.v1.Events", "timeouts: { request: 1ms }"), "data.v1.Events cannot be changed"),
-        (with(GET, "backendRefs: []"), "backendRefs"),
+        (with(GET, "backendRefs: []"), "changes nothing"),
+        (with(GET, "filters: []"), "filters"),
+        (with(GET, "backendRefs: [{ name: data }]"), "split whole services: their rule has neither"),
+        (with("service: order.v1.Orders", "backendRefs: [{ name: order }]"), "order.v1.Stock is of order too"),
+        (split("order.v1.Orders, order.v1.Stock, payment.v1.Payments", "{ name: order }"), "a rule with `backendRefs` is of one service"),
+        (
+            with(PROCESS, "timeouts: { request: 50ms }") + &split("payment.v1.Payments", "{ name: payment }").replace("rules:\n", ""),
+            "splits only a part of a service: the rule in line 2 matches payment.v1.Payments/Process first",
+        ),
+        (split("payment.v1.Payments", "{ name: canary }"), "no target is named \"canary\""),
+        (split("payment.v1.Payments", "{ name: payment, weight: 101 }"), "a weight is 0 to 100"),
+        (split("payment.v1.Payments", "{ name: payment, weight: 1.5 }"), "line "),
+        (split("payment.v1.Payments", "{ name: payment, weight: -1 }"), "line "),
+        (split("payment.v1.Payments", "{ name: payment }, { name: payment }"), "is named twice"),
+        (split("payment.v1.Payments", "{ name: payment, weight: 0 }"), "all weights are 0"),
+        ("targets: { order: 127.0.0.1:1 }".to_owned(), "line 1"),
+        ("targets: { payment: '127.0.0.1:1' }".to_owned(), "payment is a service"),
+        ("targets: { Canary: '127.0.0.1:1' }".to_owned(), "a target's name is"),
+        ("targets: { canary: nowhere }".to_owned(), "not addresses"),
         (with(GET, "timeouts: {}"), "request"),
         (with(GET, "ordermesh: {}"), "changes nothing"),
         (with(GET, "timeouts: { request: soon }"), "line 3, column 24: \"soon\" is not a duration"),

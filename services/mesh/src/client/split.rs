@@ -1,0 +1,283 @@
+//! Splits the calls of a service between its own instances and other targets of the traffic policy, by weight: a canary.
+//! Calls of one order go to one target while the weights stay. Another target gets calls only while it has a connection, which
+//! is made only to an instance that shares the service's store (`same_store`), and while it does not fail: its breaker is one
+//! for the whole target. Other calls go to the service's own instances, and so does one that none of its instances got.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::request::Parts;
+use opentelemetry::metrics::Counter;
+use opentelemetry::{KeyValue, global};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::Status;
+use tower::Service;
+
+use crate::call::wire::{Request, Response};
+use crate::client::balance::code_of;
+use crate::client::breaker::{Breaker, BreakerPermit, BreakerTransition, Gate};
+use crate::client::call::{CallDeadline, ClientCall};
+use crate::client::discovery::Addresses;
+use crate::client::evidence::Evidence;
+use crate::client::retry::replay::{Replay, body_of};
+use crate::client::rng::{Rng, random_index};
+use crate::status::{UNREACHABLE, reason_of};
+use crate::traffic::{Backend, TrafficPolicy};
+
+/// How often targets that the policy does not name any more are looked for.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Orders are divided into so many parts, each of which goes to one target.
+const POINTS: u64 = 1 << 20;
+
+/// Another target, as it is made.
+pub(crate) struct OtherTarget<S> {
+    pub(crate) stack: S,
+    /// Whether it has a connection; begins to connect.
+    pub(crate) is_connected: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// Makes another target.
+pub(crate) type MakeOther<S> = Box<dyn Fn(&str, &Addresses) -> OtherTarget<S> + Send + Sync>;
+
+/// Another target. When it is dropped, its connections are closed after their last calls.
+struct Other<S> {
+    name: String,
+    addresses: Addresses,
+    target: OtherTarget<S>,
+    breaker: Breaker,
+}
+
+struct Shared<S> {
+    service: &'static str,
+    traffic: TrafficPolicy,
+    rng: Arc<dyn Rng>,
+    make: MakeOther<S>,
+    others: Mutex<Vec<Arc<Other<S>>>>,
+    /// Whether there are any: read by each call.
+    has_others: AtomicBool,
+    pruned: Mutex<Option<Instant>>,
+    fallbacks: Counter<u64>,
+}
+
+/// The layer's service.
+pub(crate) struct Split<S> {
+    own: S,
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Clone> Clone for Split<S> {
+    fn clone(&self) -> Self {
+        Self { own: self.own.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S> Split<S> {
+    pub(crate) fn new(
+        service: &'static str,
+        own: S,
+        traffic: TrafficPolicy,
+        rng: Arc<dyn Rng>,
+        make: MakeOther<S>,
+    ) -> Self {
+        let meter = global::meter("mesh");
+        let fallbacks = meter.u64_counter("mesh.client.split.fallbacks");
+        let fallbacks = fallbacks
+            .with_description("Calls that another target should have got and the service's own instances did")
+            .build();
+        let shared = Shared {
+            service,
+            traffic,
+            rng,
+            make,
+            others: Mutex::default(),
+            has_others: AtomicBool::new(false),
+            pruned: Mutex::default(),
+            fallbacks,
+        };
+        Self { own, shared: Arc::new(shared) }
+    }
+}
+
+/// The target of a call: of one order always the same, while the weights stay. With a larger share, the last backend keeps
+/// the orders that it had.
+fn choose<'a>(backends: &'a [Backend], order: Option<u64>, rng: &dyn Rng) -> Option<&'a Backend> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let point = match order {
+        Some(order) => order % POINTS,
+        None => u64::try_from(random_index(rng, POINTS as usize)).unwrap_or_default(),
+    };
+    let mut end = 0;
+    backends.iter().find(|backend| {
+        end += u64::from(backend.weight);
+        point * total < end * POINTS
+    })
+}
+
+impl<S: Clone> Shared<S> {
+    /// The other target that gets this call, if one does and may.
+    fn other(&self, backends: &[Backend], call: &ClientCall) -> Option<Admitted<S>> {
+        let chosen = choose(backends, call.order, &*self.rng)?;
+        let other = self.of(chosen, chosen.addresses.as_ref()?);
+        let now = Instant::now();
+        if !(other.target.is_connected)() {
+            self.fell_back(&other.name, "not_connected");
+            return None;
+        }
+        let permit = match other.breaker.gate(now) {
+            Gate::Closed => Some(other.breaker.permit()),
+            Gate::HalfOpen => other.breaker.probe(now),
+            Gate::Open => None,
+        };
+        if permit.is_none() {
+            self.fell_back(&other.name, "breaker");
+        }
+        Some(Admitted { service: self.service, permit: Some(permit?), other, deadline: call.deadline })
+    }
+
+    fn of(&self, backend: &Backend, addresses: &Addresses) -> Arc<Other<S>> {
+        let mut others = self.others.lock();
+        let known = others.iter().find(|other| other.name == backend.name && other.addresses == *addresses);
+        if let Some(known) = known {
+            return known.clone();
+        }
+        let other = Arc::new(Other {
+            name: backend.name.clone(),
+            addresses: addresses.clone(),
+            target: (self.make)(&backend.name, addresses),
+            breaker: Breaker::new(self.rng.clone()),
+        });
+        others.push(other.clone());
+        self.has_others.store(true, Ordering::Relaxed);
+        other
+    }
+
+    /// Drops the targets that the policy does not name any more.
+    fn prune(&self) {
+        if !self.has_others.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = Instant::now();
+        let mut pruned = self.pruned.lock();
+        if pruned.is_some_and(|last| now.saturating_duration_since(last) < PRUNE_INTERVAL) {
+            return;
+        }
+        *pruned = Some(now);
+        let mut others = self.others.lock();
+        others.retain(|other| self.traffic.has_backend(&other.name, &other.addresses));
+        self.has_others.store(!others.is_empty(), Ordering::Relaxed);
+    }
+
+    fn fell_back(&self, name: &str, cause: &'static str) {
+        let attributes = [
+            KeyValue::new("mesh.target", self.service),
+            KeyValue::new("backend", name.to_owned()),
+            KeyValue::new("cause", cause),
+        ];
+        self.fallbacks.add(1, &attributes);
+    }
+}
+
+/// A call that another target gets. One that its caller cancelled is dropped.
+struct Admitted<S> {
+    service: &'static str,
+    other: Arc<Other<S>>,
+    deadline: Option<CallDeadline>,
+    /// `None` once the result is recorded.
+    permit: Option<BreakerPermit>,
+}
+
+impl<S> Drop for Admitted<S> {
+    fn drop(&mut self) {
+        self.record(Evidence::of_cancelled(self.deadline, Instant::now()));
+    }
+}
+
+impl<S> Admitted<S> {
+    fn record(&mut self, evidence: Evidence) {
+        let Some(permit) = self.permit.take() else { return };
+        let (service, Other { name, breaker, .. }) = (self.service, &*self.other);
+        let transition = match evidence {
+            Evidence::Works => breaker.succeeded(permit),
+            Evidence::Fails => breaker.failed(permit, Instant::now()),
+            Evidence::None => return breaker.undecided(permit, Instant::now()),
+        };
+        match transition {
+            BreakerTransition::None => {}
+            BreakerTransition::Opened => {
+                tracing::warn!(target: "ordermesh", "{name} fails: its calls go to {service}");
+            }
+            BreakerTransition::Closed => tracing::info!(target: "ordermesh", "{name} gets calls of {service} again"),
+        }
+    }
+}
+
+/// Whether no instance of the target got the call.
+fn is_unreachable(result: &Result<Response, Status>) -> bool {
+    result.as_ref().err().and_then(reason_of).is_some_and(|reason| reason == UNREACHABLE)
+}
+
+impl<S> Service<Request> for Split<S>
+where
+    S: Service<Request, Response = Response, Error = Status, Future = BoxFuture<'static, Result<Response, Status>>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    type Response = Response;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.own.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let admitted = request.extensions().get::<ClientCall>().and_then(|call| {
+            let backends = &call.rule.as_ref()?.backends;
+            if backends.is_empty() { None } else { self.shared.other(backends, call) }
+        });
+        let Some(mut admitted) = admitted else {
+            self.shared.prune();
+            return self.own.call(request);
+        };
+        let (parts, body) = request.into_parts();
+        let (body, kept): (_, Option<(Parts, Bytes)>) = match Replay::of(body) {
+            Replay::Kept(bytes) => (body_of(bytes.clone()), Some((parts.clone(), bytes))),
+            Replay::Once(body) => (body, None),
+        };
+        // Both stacks are always ready.
+        let (mut stack, mut own, shared) = (admitted.other.target.stack.clone(), self.own.clone(), self.shared.clone());
+        Box::pin(async move {
+            let result = stack.call(Request::from_parts(parts, body)).await;
+            if !is_unreachable(&result) {
+                let code = result.as_ref().map_or_else(Status::code, code_of);
+                admitted.record(Evidence::of(code, admitted.deadline));
+                return result;
+            }
+            admitted.record(Evidence::None);
+            let Some(request) = kept.and_then(with_time_left) else { return result };
+            shared.fell_back(&admitted.other.name, "unreachable");
+            own.call(request).await
+        })
+    }
+}
+
+/// A kept request with the time that is left; `None` when none is.
+fn with_time_left((mut parts, bytes): (Parts, Bytes)) -> Option<Request> {
+    let deadline = parts.extensions.get_mut::<ClientCall>().and_then(|call| call.deadline.as_mut()).map(|deadline| {
+        deadline.is_method_timeout = false;
+        *deadline
+    });
+    let is_in_time = deadline.is_none_or(|deadline| deadline.write_to(Instant::now(), &mut parts.headers));
+    is_in_time.then(|| Request::from_parts(parts, body_of(bytes)))
+}
+
+#[cfg(test)]
+mod tests;
