@@ -20,6 +20,8 @@ use crate::client::retry::replay::body_of;
 
 /// The health check of a connection.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of the checks of the service's own instances together.
+const OWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// An empty message.
 const MESSAGE: &[u8] = &[0; 5];
 
@@ -51,7 +53,8 @@ impl Connect for SameStore {
 impl SameStore {
     async fn connect_same(&self, address: &str) -> Result<Connected, String> {
         let (connected, store) = self.ask(address).await?;
-        let own = self.own_store().await?;
+        let own = timeout(OWN_TIMEOUT, self.own_store()).await;
+        let own = own.map_err(|_elapsed| format!("no instance of {} responded in time", self.service))??;
         match store {
             Some(store) if store == own => Ok(connected),
             Some(_) => Err(format!("it has another store than {}", self.service)),
@@ -59,7 +62,7 @@ impl SameStore {
         }
     }
 
-    /// The store of the service's own instances: that of the first one that responds.
+    /// The store of the service's own instances: that of the first one that shows it.
     async fn own_store(&self) -> Result<String, String> {
         let addresses = match &self.own {
             Addresses::Fixed(addresses) => addresses.clone(),
@@ -69,11 +72,11 @@ impl SameStore {
             }
         };
         for address in addresses {
-            if let Ok((_, store)) = self.ask(&address).await {
-                return store.ok_or_else(|| format!("{} shows no store", self.service));
+            if let Ok((_, Some(store))) = self.ask(&address).await {
+                return Ok(store);
             }
         }
-        Err(format!("no instance of {} responds", self.service))
+        Err(format!("no instance of {} shows its store", self.service))
     }
 
     /// Connects, and makes the first call. Returns the store that the instance shows.

@@ -239,14 +239,12 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
+        self.shared.prune();
         let admitted = request.extensions().get::<ClientCall>().and_then(|call| {
             let backends = &call.rule.as_ref()?.backends;
             if backends.is_empty() { None } else { self.shared.other(backends, call) }
         });
-        let Some(mut admitted) = admitted else {
-            self.shared.prune();
-            return self.own.call(request);
-        };
+        let Some(mut admitted) = admitted else { return self.own.call(request) };
         let (parts, body) = request.into_parts();
         let (body, kept): (_, Option<(Parts, Bytes)>) = match Replay::of(body) {
             Replay::Kept(bytes) => (body_of(bytes.clone()), Some((parts.clone(), bytes))),
