@@ -11,7 +11,6 @@ use tracing::Instrument;
 
 use crate::delivery::{self, Destination, Estimate};
 use crate::error::Error;
-use crate::fault::FaultLookup;
 use crate::search::{Address, Searches};
 use crate::store::CatalogStore;
 
@@ -86,18 +85,16 @@ pub(crate) struct Catalog {
     store: CatalogStore,
     searches: Searches,
     clock: Arc<dyn Clock>,
-    fault: FaultLookup,
 }
 
 impl Catalog {
-    pub(crate) fn new(store: CatalogStore, searches: Searches, clock: Arc<dyn Clock>, fault: FaultLookup) -> Self {
-        Self { store, searches, clock, fault }
+    pub(crate) fn new(store: CatalogStore, searches: Searches, clock: Arc<dyn Clock>) -> Self {
+        Self { store, searches, clock }
     }
 
     /// Looks up products with one query: prices are never stale.
     pub(crate) async fn lookup(&self, skus: Vec<String>, operation: &Operation) -> Result<Lookup, Error> {
         operation.set("skus", skus.len().to_string());
-        self.fault.inject().await?;
         let found = self.store.products(&distinct(&skus)).await?;
         let lookup = arrange(skus, found);
         operation.set("missing", lookup.missing.len().to_string());
@@ -135,7 +132,6 @@ impl Catalog {
     /// Estimates the delivery date of a parcel.
     pub(crate) async fn estimate(&self, to: Destination, operation: &Operation) -> Result<Estimate, Error> {
         operation.set("country_code", to.country.clone());
-        self.fault.inject().await?;
         let rules = self.store.delivery_rules(&to.country).await?;
         let Some(rule) = delivery::choose(rules, &to.postal_code) else {
             return Err(Error::NoDeliveryZone { country: to.country });
@@ -211,7 +207,7 @@ mod tests {
         db.migrate(crate::MIGRATIONS).await.expect("a schema");
         let clock = Arc::new(kernel::SystemClock);
         let searches = Searches::new(options.max_connections);
-        let catalog = Catalog::new(CatalogStore::new(db), searches.clone(), clock, FaultLookup::None);
+        let catalog = Catalog::new(CatalogStore::new(db), searches.clone(), clock);
         catalog.seed(vec![product("MUG").draft]).await.expect("stored");
         let list = ListProducts {
             text: "mug".into(),

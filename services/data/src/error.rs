@@ -5,7 +5,6 @@ use std::time::Duration;
 use chassis::Invalid;
 use mesh::{Kind, Rejected, Rejection};
 use sea_orm::DbErr;
-use telemetry::ErrorClass;
 use tonic::Status;
 
 /// When a caller may retry.
@@ -44,9 +43,6 @@ pub(crate) enum Error {
     /// The database failed, or is unavailable.
     #[error("{}", if .0.is_unavailable() { "the database does not answer" } else { "the store failed" })]
     Storage(#[from] storage::Error),
-    /// An injected fault: as if the database were unavailable.
-    #[error("the database refuses connections, on purpose")]
-    InjectedFault,
 }
 
 impl From<DbErr> for Error {
@@ -67,8 +63,7 @@ impl storage::Failure for Error {
             | Self::TokenExpired
             | Self::TooManyFollowers
             | Self::TooManySearches
-            | Self::FollowerTooSlow(_)
-            | Self::InjectedFault => None,
+            | Self::FollowerTooSlow(_) => None,
         }
     }
 }
@@ -91,7 +86,6 @@ impl Rejected for Error {
             }
             Self::FollowerTooSlow(_) => Rejection::new(Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW"),
             Self::Storage(error) => chassis::store_failed(error),
-            Self::InjectedFault => unavailable("STORE_FAILED").caused_by(ErrorClass::ConnectionError),
         }
     }
 }
@@ -122,7 +116,6 @@ mod tests {
             (Error::Storage(corrupt), Kind::Internal, "STORE_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Panicked), Kind::Internal, "STORE_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Closed), Kind::Unavailable, "STORE_FAILED", "UNAVAILABLE"),
-            (Error::InjectedFault, Kind::Unavailable, "STORE_FAILED", "CONNECTION_ERROR"),
         ];
         for (error, kind, reason, class) in all {
             assert_eq!((error.rejection().kind, error.rejection().reason), (kind, reason), "{error}");
@@ -132,7 +125,8 @@ mod tests {
 
     #[test]
     fn only_transient_errors_have_a_retry_delay() {
-        for error in [Error::InjectedFault, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
+        let closed = Error::Storage(storage::Error::Closed);
+        for error in [closed, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
             assert_eq!(error.rejection().retry_after, Some(RETRY_AFTER), "{error}");
         }
         assert_eq!(Error::CursorExpired.rejection().retry_after, None);

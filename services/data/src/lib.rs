@@ -12,7 +12,6 @@
 //! - `convert`, `convert_event`: from messages to values and back, with all checks of fields
 //! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
 //! - [`invariants`]: what `ordermesh verify` reads
-//! - [`fault`]: fault injection
 //! - `error`: why calls are rejected
 
 mod catalog;
@@ -22,7 +21,6 @@ mod cursor;
 mod delivery;
 mod entity;
 mod error;
-pub mod fault;
 mod feed;
 mod feed_store;
 pub mod invariants;
@@ -50,7 +48,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::catalog::{Catalog, Draft};
-pub use crate::fault::FaultLookup;
 use crate::feed::Feed;
 use crate::feed_store::FeedStore;
 pub use crate::migration::MIGRATIONS;
@@ -74,7 +71,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let chassis = Chassis::start("data", &config.common, migration::MIGRATIONS, shutdown).await?;
     let (store, searches) = (CatalogStore::new(chassis.db.clone()), Searches::new(config.common.database.connections));
-    let catalog = Catalog::new(store, searches, chassis.clock.clone(), config.fault_lookup);
+    let catalog = Catalog::new(store, searches, chassis.clock.clone());
     seed(&catalog, &config.seed_products).await?;
     let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
     chassis.store_events(own_events::store(&events, chassis.db.outbox()));

@@ -6,8 +6,6 @@ use chassis::settings::{count, duration, quota};
 use chassis::{Settings, UserPeer};
 use mesh::Quota;
 
-use crate::fault::FaultLookup;
-
 /// The Data Service's settings.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
@@ -26,9 +24,6 @@ pub struct Config {
     /// Rate limit per address and instance for listing and searching the catalogue, for example 20/s, 100/m [default: unlimited]
     #[arg(long, env = "ORDERMESH_DATA_SEARCH_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub search_quota: Option<Quota>,
-    /// Fault injected into lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
-    #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
-    pub fault_lookup: FaultLookup,
     /// Products for an empty catalogue: the samples of the first local start.
     #[arg(skip)]
     pub seed_products: Vec<SeedProduct>,

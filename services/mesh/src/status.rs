@@ -232,8 +232,9 @@ fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
         (Code::ResourceExhausted, _)                                     => ErrorClass::ResourceExhausted,
         (Code::InvalidArgument, _)                                       => ErrorClass::ValidationError,
         (Code::DeadlineExceeded, _)                                      => ErrorClass::Timeout,
-        // Without a reason it is not from this platform: gRPC libraries report connection errors like this.
-        (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST))  => ErrorClass::ConnectionError,
+        // Without a reason it is not from this platform: gRPC libraries report connection errors like this. An injected one
+        // stands for them.
+        (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST | INJECTED_FAULT)) => ErrorClass::ConnectionError,
         (Code::Unavailable, Some(_))                                     => ErrorClass::Unavailable,
         (Code::Cancelled, _)                                             => ErrorClass::Cancelled,
         (Code::NotFound, _)                                              => ErrorClass::NotFound,

@@ -107,7 +107,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     // One at a time: each has the whole machine.
     for scenario in own {
         let result = match &scenario.target {
-            Target::Dedicated(flags) => dedicated::execute(&scenario, flags).await,
+            Target::Dedicated(settings) => dedicated::execute(&scenario, *settings).await,
             Target::Running => continue,
         };
         count(result.print(options.output == Format::Json)?);

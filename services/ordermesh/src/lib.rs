@@ -94,7 +94,7 @@ const VERSION: &str = concat!(
 );
 
 const FORWARDED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
-  ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
+  ordermesh --order.memory-budget 4KiB --data.event-retention 30d
 See `ordermesh user|order|payment|data|gateway --help` for them.
 With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.";
 

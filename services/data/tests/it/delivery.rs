@@ -1,4 +1,4 @@
-//! Delivery estimates, and lookups with injected faults.
+//! Delivery estimates, and the events of lookups.
 
 use std::time::Duration;
 
@@ -6,10 +6,9 @@ use contracts::common::v1::{Date, EventType};
 use contracts::data::v1::{
     EventStatus, GetDeliveryEstimateRequest, GetDeliveryEstimateResponse, ListTraceEventsRequest, TraceEvent,
 };
-use tonic::{Code, Request, Status};
-use tonic_types::StatusExt;
+use tonic::{Code, Status};
 
-use crate::world::{World, rejection, seeds, violations};
+use crate::world::{World, rejection, violations};
 
 /// 2026-11-20, a Friday, 09:00 UTC.
 const FRIDAY: prost_types::Timestamp = prost_types::Timestamp { seconds: 1_795_165_200, nanos: 0 };
@@ -126,28 +125,4 @@ async fn a_lookup_with_a_result_is_an_event_with_its_counts() {
     assert_eq!((event.status(), event.service.as_str()), (EventStatus::Success, "data"));
     assert_eq!(event.attributes.get("skus").map(String::as_str), Some("3"));
     assert_eq!(event.attributes.get("missing").map(String::as_str), Some("1"));
-}
-
-#[tokio::test]
-async fn an_unreachable_catalogue_is_unavailable_with_a_retry_delay() {
-    let world = World::with(&["--fault-lookup", "refuse"], seeds()).await;
-    let status = world.lookup(&["MUG-BLUE"]).await.expect_err("a fault");
-    assert!(status.get_details_retry_info().is_some());
-    let rejected = (Code::Unavailable, "STORE_FAILED".to_owned(), vec![]);
-    assert_eq!(rejection(Err::<(), _>(status)), rejected);
-    assert_eq!(rejection(estimate(&world, "DE", "").await), rejected);
-    let event = failed_lookup(&world).await;
-    assert_eq!(event.error.expect("an error").r#type, "CONNECTION_ERROR");
-}
-
-#[tokio::test]
-async fn a_slow_catalogue_is_a_timeout() {
-    let world = World::with(&["--fault-lookup", "slow:1h"], seeds()).await;
-    let mut request = Request::new(contracts::data::v1::BatchGetProductsRequest { skus: vec!["MUG-BLUE".into()] });
-    request.set_timeout(Duration::from_millis(100));
-    let status = world.catalog().batch_get_products(request).await.expect_err("a timeout");
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    let error_type = failed_lookup(&world).await.error.expect("an error").r#type;
-    // Caller and service have the same deadline: if the caller's expires first, the service sees a cancelled call.
-    assert!(["TIMEOUT", "CANCELLED"].contains(&error_type.as_str()), "{error_type}");
 }

@@ -88,6 +88,7 @@ fn the_classes_of_events_are_those_of_the_design() {
     assert_eq!(class(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "TIMEOUT");
     assert_eq!(class(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
     assert_eq!(class(Code::Unavailable, "CONNECTION_LOST"), "CONNECTION_ERROR");
+    assert_eq!(class(Code::Unavailable, "INJECTED_FAULT"), "CONNECTION_ERROR");
     assert_eq!(error_class(&Status::unavailable("of a proxy")).kind, "CONNECTION_ERROR");
     assert_eq!(class(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection works");
     assert_eq!(class(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");

@@ -16,7 +16,7 @@ use crate::demo::expected::{failed, succeeded};
 use crate::demo::payments::{fails, fulfilled};
 use crate::demo::rejections::many;
 use crate::demo::run::{Run, Setup, item};
-use crate::demo::scenario::{Failure, Finished, Scenario, ScenarioOutcome, expect_eq};
+use crate::demo::scenario::{Dedicated, Failure, Finished, Scenario, ScenarioOutcome, expect_eq};
 use crate::error::Error;
 use crate::forwarded_args;
 use crate::ports::free_port_base;
@@ -24,6 +24,18 @@ use crate::supervisor::{Plan, Supervisor};
 use crate::system::{Location, Retries, System, request};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A traffic policy with a fault of every lookup.
+macro_rules! lookups {
+    ($fault:literal) => {
+        concat!(
+            "rules: [{ matches: [{ method: { service: data.v1.CatalogService, method: BatchGetProducts } }], \
+             ordermesh: { fault: { percent: 100, ",
+            $fault,
+            " } } }]\n"
+        )
+    };
+}
 
 #[rustfmt::skip]
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -34,10 +46,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             .rejected(Code::ResourceExhausted, &["OUT_OF_MEMORY"])
             .events(&[failed(OrderCreation, "OutOfMemoryError", "OUT_OF_MEMORY"), succeeded(OrderCreation), succeeded(OrderFulfillment)])
             .with(&["--order.memory-budget", "4KiB"]),
-        lookup_fails("lookup-timeout", "the lookup is slow (`--data.fault-lookup slow:5s`)", "TIMEOUT", "DEADLINE_EXCEEDED")
-            .with(&["--data.fault-lookup", "slow:5s"]),
-        lookup_fails("lookup-refused", "the lookup's database fails (`--data.fault-lookup refuse`)", "CONNECTION_ERROR", "STORE_FAILED")
-            .with(&["--data.fault-lookup", "refuse"]),
+        lookup_fails("lookup-timeout", "the lookup is slow (traffic policy: `fault: { percent: 100, delay: 5s }`)", "TIMEOUT")
+            .with_traffic(lookups!("delay: 5s")),
+        lookup_fails("lookup-refused", "the lookup fails (traffic policy: `fault: { percent: 100, code: UNAVAILABLE }`)", "CONNECTION_ERROR")
+            .with_traffic(lookups!("code: UNAVAILABLE")),
         fails("payment-limit", "an amount over the Payment Service's own limit (`--payment.amount-limit EUR=10`): the gateway is never called",
               "pm_card_visa", &["PAYMENT_DECLINED", "INVALID_AMOUNT", "DO_NOT_RETRY"], over_the_limit)
             .with(&["--payment.amount-limit", "EUR=10"]),
@@ -55,9 +67,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Starts a system, runs the scenario, stops the system.
-pub(crate) async fn execute(scenario: &Scenario, flags: &[&str]) -> Finished {
+pub(crate) async fn execute(scenario: &Scenario, settings: Dedicated) -> Finished {
     let began = Instant::now();
-    let result = match start(flags).await {
+    let result = match start(settings).await {
         Ok((system, setup, _folder)) => {
             let result = scenario.execute(Arc::new(setup)).await;
             system.stop().await;
@@ -68,15 +80,25 @@ pub(crate) async fn execute(scenario: &Scenario, flags: &[&str]) -> Finished {
     scenario.finished(result, began.elapsed())
 }
 
-async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir), Error> {
+async fn start(settings: Dedicated) -> Result<(Supervisor, Setup, tempfile::TempDir), Error> {
     let temporary = std::env::temp_dir();
     let folder = tempfile::Builder::new().prefix("ordermesh-demo-").tempdir().map_err(|source| Error::File {
         path: temporary,
         action: "used for temporary files",
         source,
     })?;
+    let mut traffic = chassis::TrafficSettings::default();
+    if let Some(policy) = settings.traffic {
+        let path = folder.path().join("traffic.yaml");
+        std::fs::write(&path, policy).map_err(|source| Error::File {
+            path: path.clone(),
+            action: "written",
+            source,
+        })?;
+        traffic = chassis::TrafficSettings { traffic_policy: Some(path), allow_faults: true };
+    }
     // Cheap password hashes: the system exists for seconds only.
-    let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
+    let flags = settings.flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, forwarded) = forwarded_args::split(flags.map(std::ffi::OsString::from));
     let location = Location::local(free_port_base(1).ok_or(Error::NoFreePorts)?, folder.path().join("data"));
     let plan = Plan {
@@ -86,7 +108,7 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir),
         database_url: None,
         tls: false,
         log: "error".to_owned(),
-        traffic: chassis::TrafficSettings::default(),
+        traffic,
         forwarded,
         quiet: true,
         restarts_at_once: false,
@@ -108,12 +130,12 @@ async fn out_of_memory(run: Run) -> Result<ScenarioOutcome, Failure> {
     Ok(ScenarioOutcome { order_id: Some(order_id), ..ScenarioOutcome::rejected(status) })
 }
 
-fn lookup_fails(name: &'static str, cause: &str, class: &'static str, reason: &'static str) -> Scenario {
+fn lookup_fails(name: &'static str, cause: &str, class: &'static str) -> Scenario {
     Scenario::new(name, cause, |run| async move {
         Ok(ScenarioOutcome::rejected(run.rejected(run.order("pm_card_visa")).await?))
     })
     .rejected(Code::Unavailable, &["LOOKUP_FAILED"])
-    .events(&[failed(DataLookup, class, reason), failed(OrderCreation, class, "LOOKUP_FAILED")])
+    .events(&[failed(DataLookup, class, "INJECTED_FAULT"), failed(OrderCreation, class, "LOOKUP_FAILED")])
 }
 
 async fn refund_refused(run: Run) -> Result<ScenarioOutcome, Failure> {

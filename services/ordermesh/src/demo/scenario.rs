@@ -18,8 +18,15 @@ use crate::trace::Trace;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Running,
-    /// A dedicated system, started with these flags.
-    Dedicated(&'static [&'static str]),
+    Dedicated(Dedicated),
+}
+
+/// The settings of a dedicated system.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Dedicated {
+    pub(crate) flags: &'static [&'static str],
+    /// The content of its traffic policy.
+    pub(crate) traffic: Option<&'static str>,
 }
 
 type Body = Box<dyn Fn(Run) -> BoxFuture<'static, Result<ScenarioOutcome, Failure>> + Send + Sync>;
@@ -72,9 +79,15 @@ impl Scenario {
         self
     }
 
-    /// A scenario that needs a dedicated system.
+    /// A scenario that needs a dedicated system, with these flags.
     pub(crate) fn with(mut self, flags: &'static [&'static str]) -> Self {
-        self.target = Target::Dedicated(flags);
+        self.target = Target::Dedicated(Dedicated { flags, ..Dedicated::default() });
+        self
+    }
+
+    /// A scenario that needs a dedicated system, with this traffic policy.
+    pub(crate) fn with_traffic(mut self, policy: &'static str) -> Self {
+        self.target = Target::Dedicated(Dedicated { traffic: Some(policy), ..Dedicated::default() });
         self
     }
 
