@@ -8,6 +8,7 @@
 mod faults;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chaos::faults::{FaultInjector, Tally};
 use crate::error::Error;
 use crate::forwarded_args;
+use crate::json::{self, Format};
 use crate::load::{self, Load, Mix};
 use crate::out;
 use crate::ports::free_port_base;
@@ -89,6 +91,9 @@ pub(crate) struct Options {
     /// Seed of the faults' schedule and of the customers' behaviour [default: random, printed]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
     /// Keep the system's folder: databases and logs
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -101,7 +106,9 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let store = if options.postgres { "PostgreSQL" } else { "SQLite" };
-    out::line(format_args!(
+    let is_text = options.output == Format::Text;
+    let say = |line: fmt::Arguments<'_>| if is_text { out::line(line) } else { Ok(()) };
+    say(format_args!(
         "chaos on {store}: {} customers, {} instances of each service, mix {}, seed {seed}",
         options.customers, options.instances, options.mix
     ))?;
@@ -109,13 +116,24 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let began = Instant::now();
     let (load, tally) = system.inject_faults(&options, seed).await?;
     let broken_for = began.elapsed();
-    out::line(load.statistics.summary(broken_for))?;
-    out::line(&tally)?;
-    out::line("healing: restarting everything, without gateway faults")?;
+    let summary = load.statistics.summary(broken_for);
+    say(format_args!("{summary}\n{tally}\nhealing: restarting everything, without gateway faults"))?;
     let healing = Instant::now();
     let report = system.heal(&load).await?;
-    out::text(&report)?;
     let (acknowledged, _) = load.statistics.so_far();
+    if !is_text {
+        json::print(&serde_json::json!({
+            "store": store,
+            "customers": options.customers,
+            "instances": options.instances,
+            "load": summary.json(seed, &options.mix, Some(&report)),
+            "faults": tally.json(),
+            "acknowledged": acknowledged,
+            "healing_seconds": healing.elapsed().as_secs_f64(),
+        }))?;
+        return verify::verdict(&report);
+    }
+    out::text(&report)?;
     out::line(format_args!(
         "{acknowledged} orders acknowledged in {:.0} s of chaos, {} faults, all orders completed {:.0} s after healing, {} violations (seed {seed})",
         broken_for.as_secs_f64(),

@@ -22,6 +22,7 @@ use kernel::OrderId;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::json::{self, Format};
 use crate::load::customer::{Account, OrderPlacer};
 use crate::load::load_model::{LoadModel, StopCondition};
 pub(crate) use crate::load::mix::Mix;
@@ -66,6 +67,9 @@ pub(crate) struct Options {
     /// Seed of all random choices [default: random, printed]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -93,14 +97,17 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     // Before any load: missing stores are reported now rather than at the end.
     let check = verify::Options::of(options.location.clone(), options.stores.clone());
     let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
-    out::line(format_args!("{model}, mix {}, seed {seed}", options.mix))?;
+    let is_text = options.output == Format::Text;
+    if is_text {
+        out::line(format_args!("{model}, mix {}, seed {seed}", options.mix))?;
+    }
     let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
     let until = StopCondition { orders, duration: options.duration };
     let stop = CancellationToken::new();
     tokio::spawn(end_early(Signals::new()?, stop.clone()));
     let start = Instant::now();
-    let watching = tokio::spawn(progress::watch(load.statistics.clone(), until, stop.clone()));
+    let watching = tokio::spawn(progress::watch(load.statistics.clone(), until, is_text, stop.clone()));
     let logins = tokio::spawn(load.clone().log_in(options.logins, stop.clone()));
     load.place_orders(model, until, stop.clone()).await;
     let took = start.elapsed();
@@ -114,12 +121,16 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         None => None,
     };
     let summary = load.statistics.summary(took);
-    out::line(&summary)?;
-    if let Some(report) = &report {
-        out::text(report)?;
+    let figures = summary.json(seed, &options.mix, report.as_ref());
+    if is_text {
+        out::line(&summary)?;
+        report.as_ref().map_or(Ok(()), out::text)?;
+    } else {
+        json::print(&figures)?;
     }
     if let Some(path) = &options.json {
-        let text = summary.json(seed, &options.mix, report.as_ref());
+        // Texts and numbers always have a JSON encoding.
+        let text = serde_json::to_string_pretty(&figures).unwrap_or_default();
         std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), action: "written", source })?;
     }
     load.verdict()?;

@@ -135,10 +135,11 @@ async fn print(mut readings: Readings, window: WindowLength, every: Duration, fo
         }
         let time = millis(&chassis::to_proto::timestamp(SystemClock.now()));
         for edge in &graph.edges {
-            for [name, rate, success, p50, p99, in_flight, retries, problems] in render::rows(edge) {
+            for [name, rate, success, p50, p99, load, in_flight, retries, problems] in render::rows(edge) {
                 let retries = if retries.is_empty() { String::new() } else { format!("  {retries} retries") };
+                let load = if load.is_empty() { load } else { format!("  load {load}") };
                 let line = format!(
-                    "{time}  {name:<22}  {rate:>7}/s  {success:>6}  p50 {p50:>7}  p99 {p99:>7}  {in_flight} active{retries}  {problems}"
+                    "{time}  {name:<22}  {rate:>7}/s  {success:>6}  p50 {p50:>7}  p99 {p99:>7}{load}  {in_flight} active{retries}  {problems}"
                 );
                 out::line(line.trim_end())?;
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use crate::chaos::InProgress;
 use crate::child::signal;
@@ -56,6 +57,12 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn faults(&self) -> u64 {
         self.injected.values().sum()
+    }
+
+    /// The number of each fault, and of orders in progress by state.
+    pub(crate) fn json(&self) -> Value {
+        let injected: BTreeMap<_, _> = self.injected.iter().map(|(fault, count)| (fault.to_string(), count)).collect();
+        json!({ "injected": injected, "orders_in_progress": self.in_progress })
     }
 }
 

@@ -14,11 +14,16 @@ use crate::out;
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Prints the progress until `stop`. Cancels `stop` if the output is closed.
+/// Prints the progress until `stop`; without lines, only a progress bar on a terminal. Cancels `stop` if the output is closed.
 ///
 /// # Errors
 /// The output cannot be written.
-pub(crate) async fn watch(statistics: Statistics, until: StopCondition, stop: CancellationToken) -> Result<(), Error> {
+pub(crate) async fn watch(
+    statistics: Statistics,
+    until: StopCondition,
+    has_lines: bool,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let _stop = stop.clone().drop_guard();
     let is_terminal = std::io::stderr().is_terminal();
     let bar = is_terminal.then(|| bar(until));
@@ -39,6 +44,7 @@ pub(crate) async fn watch(statistics: Statistics, until: StopCondition, stop: Ca
                 bar.set_position(done);
                 bar.set_message(text);
             }
+            None if !has_lines => {}
             None => out::line(format_args!(
                 "{:>5.0} s  {:>8} acknowledged  {:>8} finished  {text}",
                 start.elapsed().as_secs_f64(),

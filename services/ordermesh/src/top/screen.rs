@@ -30,6 +30,9 @@ impl View {
     }
 }
 
+/// In terminals with at least as many columns the load is shown.
+const WIDE: u16 = 100;
+
 const TITLE: Style = Style::new().add_modifier(Modifier::REVERSED);
 const PROBLEM: Style = Style::new().fg(Color::Red);
 
@@ -42,12 +45,13 @@ pub(crate) fn draw(frame: &mut Frame<'_>, view: &mut View) {
     frame.render_widget(title(view), head);
     let Some(graph) = &view.graph else { return };
     frame.render_widget(instances(graph), top);
-    let rows: Vec<_> = graph.edges.iter().flat_map(render::rows).map(edge_row).collect();
+    let is_wide = frame.area().width >= WIDE;
+    let rows: Vec<_> = graph.edges.iter().flat_map(render::rows).map(|cells| edge_row(cells, is_wide)).collect();
     // The last page is full.
     let visible = usize::from(bottom.height.saturating_sub(1));
     view.offset = view.offset.min(rows.len().saturating_sub(visible));
     let mut state = TableState::new().with_offset(view.offset);
-    frame.render_stateful_widget(edges(rows), bottom, &mut state);
+    frame.render_stateful_widget(edges(rows, is_wide), bottom, &mut state);
 }
 
 fn title(view: &View) -> Line<'static> {
@@ -72,8 +76,8 @@ fn totals(graph: &Graph) -> String {
     format!("{up}/{} serving, {rate:.0} calls/s", graph.instances.len())
 }
 
-fn titles<const COLUMNS: usize>(titles: [&'static str; COLUMNS]) -> Row<'static> {
-    Row::new(titles.map(Cell::from)).style(TITLE)
+fn titles(titles: impl IntoIterator<Item = &'static str>) -> Row<'static> {
+    Row::new(titles.into_iter().map(Cell::from)).style(TITLE)
 }
 
 fn instances(graph: &Graph) -> Table<'static> {
@@ -105,24 +109,30 @@ fn instance_row(node: &Node) -> Row<'static> {
     if node.state == "serving" { row } else { row.style(PROBLEM) }
 }
 
-fn edges(rows: Vec<Row<'static>>) -> Table<'static> {
+/// The columns that are shown: all, or all but the load.
+fn columns<T>(all: [T; 9], is_wide: bool) -> impl Iterator<Item = T> {
+    all.into_iter().enumerate().filter(move |(index, _)| is_wide || *index != render::LOAD).map(|(_, column)| column)
+}
+
+fn edges(rows: Vec<Row<'static>>, is_wide: bool) -> Table<'static> {
     let widths = [
         Constraint::Min(17),
         Constraint::Length(7),
         Constraint::Length(7),
         Constraint::Length(6),
         Constraint::Length(6),
+        Constraint::Length(7),
         Constraint::Length(6),
         Constraint::Length(7),
         Constraint::Length(20),
     ];
-    Table::new(rows, widths).header(titles(render::TITLES))
+    Table::new(rows, columns(widths, is_wide)).header(titles(columns(render::TITLES, is_wide)))
 }
 
-fn edge_row(cells: [String; 8]) -> Row<'static> {
-    let has_problem = !cells[7].is_empty();
+fn edge_row(cells: [String; 9], is_wide: bool) -> Row<'static> {
+    let has_problem = !cells[8].is_empty();
     let is_edge = !cells[0].starts_with(' ');
-    let row = Row::new(cells);
+    let row = Row::new(columns(cells, is_wide));
     match (has_problem, is_edge) {
         (true, _) => row.style(PROBLEM),
         (false, true) => row.style(Style::new().add_modifier(Modifier::BOLD)),
@@ -158,7 +168,9 @@ mod tests {
         assert!(line("data 10.0.0.5").contains("unreachable"));
         assert!(line("order → payment").contains("230 ms"));
         assert!(line("  payment-2").contains("SLOW, breaker"), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("LOAD")), "{lines:#?}");
         let wide = drawn(160, 50, &mut view);
+        assert!(wide.iter().any(|line| line.contains("LOAD")), "{wide:#?}");
         assert!(wide.iter().any(|line| line.contains("SLOW, breaker open")), "{wide:#?}");
     }
 

@@ -48,8 +48,8 @@ fn calls(calls: &Calls) -> [String; 4] {
 }
 
 /// The rows of an edge: itself, and the instances that it calls.
-pub(crate) fn rows(edge: &Edge) -> Vec<[String; 8]> {
-    let row = |name: String, at: &Calls, in_flight: Option<i64>, retries: String, problems: String| {
+pub(crate) fn rows(edge: &Edge) -> Vec<[String; 9]> {
+    let row = |name: String, at: &Calls, load: String, in_flight: Option<i64>, retries: String, problems: String| {
         let [rate, success, p50, p99] = calls(at);
         [
             name,
@@ -57,6 +57,7 @@ pub(crate) fn rows(edge: &Edge) -> Vec<[String; 8]> {
             success,
             p50,
             p99,
+            load,
             in_flight.map_or_else(|| "-".to_owned(), |count| count.to_string()),
             retries,
             problems,
@@ -67,16 +68,19 @@ pub(crate) fn rows(edge: &Edge) -> Vec<[String; 8]> {
     let problem =
         if problems_of_all.is_empty() { String::new() } else { format!("see {}", problems_of_all.join(", ")) };
     let ends = format!("{} → {}", edge.from, edge.to);
-    let mut rows = vec![row(ends, &edge.calls, edge.in_flight, edge.retries.to_string(), problem)];
+    let mut rows = vec![row(ends, &edge.calls, String::new(), edge.in_flight, edge.retries.to_string(), problem)];
     rows.extend(edge.instances.iter().map(|instance| {
         let indented = format!("  {}", name(instance));
-        row(indented, &instance.calls, instance.in_flight, String::new(), problems(instance))
+        let load = instance.load.map_or_else(|| "-".to_owned(), latency);
+        row(indented, &instance.calls, load, instance.in_flight, String::new(), problems(instance))
     }));
     rows
 }
 
-/// The titles of [`rows`].
-pub(crate) const TITLES: [&str; 8] = ["FROM → TO", "CALLS/S", "SUCCESS", "P50", "P99", "ACTIVE", "RETRIES", ""];
+/// The titles of [`rows`]. LOAD is what callers choose an instance by: its average response time times the calls in flight plus one.
+pub(crate) const TITLES: [&str; 9] = ["FROM → TO", "CALLS/S", "SUCCESS", "P50", "P99", "LOAD", "ACTIVE", "RETRIES", ""];
+/// The index of LOAD.
+pub(crate) const LOAD: usize = 5;
 
 pub(crate) fn text(graph: &Graph) -> String {
     let titles = ["INSTANCE", "ADDRESS", "STATE", "CALLS/S", "P99", "VERSION"].map(str::to_owned);
