@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import signal
+import sqlite3
 import struct
 import subprocess
 import tempfile
@@ -251,16 +252,20 @@ def steered(directory, jaeger):
     return f"order → payment p99 {edge['calls']['p99_ms']:.0f} ms with 300 ms injected; {len(rejected)} injected failures stored"
 
 
+PEERS = {"payment": ("user", "order", "data", "gateway"), "data": ("user",)}
+
+
 @contextmanager
-def payment_instance(system, name, port, log, data_dir=None):
-    """A further instance of the Payment Service, which no other one knows: on the system's store, or on one of its own."""
-    of = {service: f"127.0.0.1:{system.port(service)}" for service in ("user", "order", "data", "gateway")}
+def further_instance(system, service, name, port, log, data_dir=None, env=None):
+    """A further instance of a service, which no other one knows: on the system's store, or on one of its own."""
     command = [
-        str(BIN), "payment", "--listen", f"127.0.0.1:{port}", "--instance", name, "--data-dir", str(data_dir or system.data_dir),
-        "--mesh-secret-file", str(system.data_dir / "mesh.secret"), "--gateway-api-key-file", str(system.data_dir / "gateway.key"),
-        "--user-addresses", of["user"], "--order-addresses", of["order"], "--data-addresses", of["data"], "--gateway-addresses", of["gateway"]]
+        str(BIN), service, "--listen", f"127.0.0.1:{port}", "--instance", name, "--data-dir", str(data_dir or system.data_dir),
+        "--mesh-secret-file", str(system.data_dir / "mesh.secret"),
+        *(flag for peer in PEERS[service] for flag in (f"--{peer}-addresses", f"127.0.0.1:{system.port(peer)}"))]
+    if service == "payment":
+        command += ["--gateway-api-key-file", str(system.data_dir / "gateway.key")]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **(env or {})})
     try:
         eventually(f"{name} serves", 30, lambda: grpc(port, "grpc.health.v1.Health/Check", {}).get("status") == "SERVING")
         yield process
@@ -316,7 +321,7 @@ def canary(directory):
                 return found if sum(found.values()) >= calls else None
             return eventually(f"{calls} calls", 90, enough)
 
-        with payment_instance(system, "payment-canary", canary_port, directory / "canary.log") as process, Load(system, "--customers", "8") as load:
+        with further_instance(system, "payment", "payment-canary", canary_port, directory / "canary.log") as process, Load(system, "--customers", "8") as load:
             seen = []
             for own, share in ((90, 10), (50, 50), (0, 100)):
                 follow(write(own, share))
@@ -335,7 +340,7 @@ def canary(directory):
             acknowledged, _ = load.seen()
         other_store = directory / "other"
         other_store.mkdir(mode=0o700)
-        with payment_instance(system, "payment-other", other_port, directory / "other.log", other_store), Load(system, "--customers", "4") as load:
+        with further_instance(system, "payment", "payment-other", other_port, directory / "other.log", other_store), Load(system, "--customers", "4") as load:
             write(50, 50, other_port)
             eventually("the log says that it has another store", 30, lambda: any("has another store than payment" in line for line in system.lines))
             eventually("the former canary is dropped", 30, lambda: attempts()["payment-canary"] == 0)
@@ -345,6 +350,88 @@ def canary(directory):
             load.seen()
         check_verify(system)
     return f"canary: {', '.join(seen)}; killed under load: 0 failed calls of {acknowledged} orders; another store: 0 calls"
+
+
+LOOKUP = "data.v1.CatalogService/BatchGetProducts"
+
+
+def mirror(directory, jaeger):
+    """Lookups are mirrored to a shadow by editing one file under load: by its share, without an event; neither its latency nor its end is noticed."""
+    policy = directory / "mirror.yaml"
+    (port,) = free_ports(1)
+    store = directory / "shadow"
+    store.mkdir(mode=0o700)
+
+    def write(percent, method="BatchGetProducts", service="data.v1.CatalogService"):
+        new = policy.with_suffix(".new")
+        new.write_text(f"""targets: {{ data-shadow: '127.0.0.1:{port}' }}
+rules:
+- matches: [{{ method: {{ service: {service}, method: {method} }} }}]
+  filters: [{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: data-shadow }}, percent: {percent} }} }}]
+""")
+        new.rename(policy)
+        return hashlib.sha256(policy.read_bytes()).hexdigest()
+
+    write(0)
+    flags = ("--traffic-policy", str(policy), "--user.bcrypt-cost", "4")
+    with System(flags, env=jaeger.env()) as system, further_instance(
+            system, "data", "data-shadow", port, directory / "shadow.log", store, jaeger.env()) as shadow:
+        operator = system.login_as_operator()
+
+        def policies():
+            return [grpc(system.port("order", instance), f"{ADMIN}/GetSnapshot", {}, operator).get("trafficPolicy", {}) for instance in (1, 2)]
+
+        def follow(digest):
+            eventually("the policy is in force", 30, lambda: all(state.get("digest") == digest for state in policies()))
+
+        def calls():
+            """Lookups of both instances of the Order Service, at the Data Service and at the shadow, and those in flight."""
+            counts = {"data": 0, "data-shadow": 0, "in_flight": 0}
+            for instance in (1, 2):
+                for target in grpc(system.port("order", instance), f"{ADMIN}/GetSnapshot", {}, operator)["targets"]:
+                    for method in target.get("methods", []):
+                        if method["method"] == LOOKUP and target["name"] in counts:
+                            counts[target["name"]] += sum(map(int, method.get("calls", {}).get("codes", {}).values()))
+                            counts["in_flight"] += int(method.get("inFlight", 0)) if target["name"] == "data-shadow" else 0
+            return counts
+
+        def since(before, wanted):
+            def enough():
+                now = calls()
+                found = {name: now[name] - before[name] for name in now}
+                return found if found["data"] >= wanted else None
+            return eventually(f"{wanted} lookups", 120, enough)
+
+        with Load(system, "--customers", "8") as load:
+            follow(write(5))
+            before = calls()
+            found = since(before, 1_000)
+            expected, sigma = found["data"] * 0.05, (found["data"] * 0.05 * 0.95) ** 0.5
+            check(abs(found["data-shadow"] - expected) <= 3 * sigma + 2, f"5 % of the lookups are mirrored, within three sigma: {found}")
+            eventually("a mirrored call is in its order's trace in Jaeger", 30, lambda: jaeger.finds("data", {"ordermesh.mirrored": "true"}))
+            tapped = json.loads(system.run("tap", "--to", "data-shadow", "--limit", "1", "-o", "json", seconds=60))
+            check(tapped["code"] == "OK" and tapped["to"] == "data-shadow", f"a mirrored call is tapped: {tapped}")
+            check("5 % mirrored to data-shadow" in system.run("routes", "--service", "data"), "the routes show it")
+            # It does not respond: its calls are in flight for their timeout, at most sixteen of each instance.
+            follow(write(100))
+            shadow.send_signal(signal.SIGSTOP)
+            eventually("no more calls fit", 30, lambda: calls()["in_flight"] >= 32)
+            waiting = since(calls(), 500)
+            check(waiting["data"] >= 500 and calls()["in_flight"] <= 32, f"lookups do not wait for the shadow: {waiting}")
+            shadow.kill()
+            since(calls(), 500)
+            check(any("mirrored calls failed" in line and "data-shadow" in line for line in system.lines), "the log says that the shadow fails")
+            follow(write(0))
+            acknowledged, _ = load.seen()
+        check_verify(system)
+        write(100, "ProcessPayment", "payment.v1.PaymentService")
+        eventually("a method with side effects is refused", 30, lambda: all(
+            "payment.v1.PaymentService/ProcessPayment has side effects" in state.get("refusal", "") for state in policies()))
+    with sqlite3.connect(store / "data.db") as database:
+        (events,) = database.execute("SELECT count(*) FROM trace_event WHERE event_type = 'data_lookup'").fetchone()
+    check(events == 0, f"a mirrored call is no event: {events}")
+    return (f"mirror: {found['data-shadow']} of {found['data']} lookups at 5 %; a shadow that hangs, and one that is killed: "
+            f"0 failed calls of {acknowledged} orders")
 
 
 def run():
@@ -361,7 +448,7 @@ def run():
         routes = system.run("routes")
         check("order.v1.OrderService/CreateOrder" in routes and "10000 ms" in routes, f"the routes: {routes}")
     with Jaeger() as jaeger, tempfile.TemporaryDirectory() as directory:
-        steering = f"{steered(Path(directory), jaeger)}; {canary(Path(directory))}"
+        steering = f"{steered(Path(directory), jaeger)}; {mirror(Path(directory), jaeger)}; {canary(Path(directory))}"
     slow = next(of for of in edge["instances"] if of["instance"] == SLOW)
     return (f"{SLOW} p50 {slow['calls']['p50_ms']:.0f} ms, {slow['calls']['calls']} of {edge['calls']['calls']} calls; "
             f"tapped {call['method']} {call['latency_ms']:.0f} ms; {calls} calls by grpcurl; {steering}")

@@ -4,6 +4,7 @@ pub(crate) mod caller_class;
 pub(crate) mod deadline;
 pub(crate) mod inbound_headers;
 pub(crate) mod metrics;
+pub(crate) mod mirrored;
 pub(crate) mod record;
 pub(crate) mod wire;
 

@@ -13,7 +13,9 @@ mod evidence;
 mod fault;
 mod load;
 mod metrics;
+mod mirror;
 mod observed_target;
+mod other_targets;
 mod reconnect;
 mod retry;
 mod rng;
@@ -43,13 +45,15 @@ use crate::client::endpoint::EndpointConfig;
 use crate::client::endpoints::Endpoints;
 use crate::client::fault::{InjectFaults, inject_faults};
 use crate::client::metrics::ClientMetrics;
+use crate::client::mirror::{Mirror, Shadow, mirror};
 use crate::client::observed_target::ObservedTarget;
+use crate::client::other_targets::MakeTarget;
 use crate::client::reconnect::Reconnect;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::{Retry, RetryConfig, retry};
 use crate::client::rng::{Rng, SystemRng};
 use crate::client::same_store::SameStore;
-use crate::client::split::{MakeOther, OtherTarget, Split};
+use crate::client::split::{Canary, Split};
 use crate::client::telemetry::{ClientTelemetry, ClientTelemetryConfig, client_telemetry};
 use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::monitor::Monitor;
@@ -113,7 +117,7 @@ impl ClientConfig {
 pub struct Channel {
     /// In snapshots while the channel exists.
     target: Arc<ObservedTarget>,
-    stack: ClientTelemetry<ClientDeadline<InjectFaults<Split<TargetStack>>>>,
+    stack: ClientTelemetry<ClientDeadline<InjectFaults<TrafficStack>>>,
 }
 
 /// Creates a channel. It connects when it is first used.
@@ -138,7 +142,8 @@ pub fn client(config: ClientConfig) -> Channel {
         traffic: config.traffic.clone(),
         observer,
     };
-    let make = instances.make_others(config.target, config.addresses);
+    let shadows = instances.clone().make_shadows(config.policies);
+    let canaries = instances.make_canaries(config.target, config.addresses);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
@@ -148,10 +153,15 @@ pub fn client(config: ClientConfig) -> Channel {
         .layer(client_deadline())
         // Inside the deadline, which a delay uses up; outside of retry: a fault is the call's result, and no instance's.
         .layer(inject_faults(config.target, rng.clone()))
+        // Inside the faults: a call that is not sent is not mirrored; outside of retry: it is mirrored once.
+        .layer(mirror(config.target, config.policies, config.traffic.clone(), rng.clone(), shadows))
         // Outside of retry: each target has its own instances, breakers and retry budget.
-        .service(Split::new(config.target, own, config.traffic, rng, make));
+        .service(Split::new(config.target, own, config.traffic, rng, canaries));
     Channel { stack, target }
 }
+
+/// The stack of a service and of the traffic policy's other targets.
+type TrafficStack = Mirror<Split<TargetStack>, TargetStack>;
 
 /// The stack of one target's instances.
 type TargetStack = Retry<WithCredentials<Balance>>;
@@ -221,8 +231,21 @@ impl Instances {
         Arc::new(Endpoints::new(name, addresses, Arc::new(SystemResolver), endpoints, reconnect))
     }
 
+    /// Makes the stacks of targets that get mirrored calls, each once.
+    fn make_shadows(self, policies: PolicyTable) -> MakeTarget<Shadow<TargetStack>> {
+        let instances = Self { retries: false, ..self };
+        Box::new(move |name, addresses| {
+            let name = interned(name);
+            let calls = CallTable::new(policies);
+            let observer = Observer::new(instances.monitor.clone(), Side::Client, name, calls);
+            let connect = Arc::new(Tcp { tls: instances.tls.clone() });
+            let (stack, target) = instances.target(name, addresses.clone(), observer.clone(), connect);
+            Shadow::new(stack, observer, target)
+        })
+    }
+
     /// Makes the stacks of other targets of a service, whose instances share its store.
-    fn make_others(self, service: &'static str, own: Addresses) -> MakeOther<TargetStack> {
+    fn make_canaries(self, service: &'static str, own: Addresses) -> MakeTarget<Canary<TargetStack>> {
         Box::new(move |name, addresses| {
             let name = interned(name);
             let observer = Observer::new(self.monitor.clone(), Side::Client, name, CallTable::new(PolicyTable(&[])));
@@ -242,7 +265,7 @@ impl Instances {
                 target.endpoints.start();
                 target.endpoints.list().iter().any(|endpoint| endpoint.is_ready())
             };
-            OtherTarget { stack, is_connected: Box::new(is_connected) }
+            Canary::new(stack, is_connected, self.rng.clone())
         })
     }
 }

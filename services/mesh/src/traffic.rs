@@ -1,5 +1,5 @@
 //! The traffic policy: what an operator changes, at run time and by a file, of how calls are made: shorter timeouts,
-//! faults on purpose, shares for other targets, and stricter callers that are only counted. It can narrow what the contract allows, and widen
+//! faults on purpose, shares and copies for other targets, and stricter callers that are only counted. It can narrow what the contract allows, and widen
 //! nothing. A new file is taken whole, or refused whole with one line while the old one stays in force.
 
 pub(crate) mod duration;
@@ -49,6 +49,17 @@ pub struct Backend {
     pub addresses: Option<Addresses>,
 }
 
+/// The target to which calls are mirrored: it gets copies, whose responses are dropped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mirror {
+    /// A target of the file.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// The share of calls that are mirrored, in percent.
+    pub percent: u8,
+}
+
 /// What a traffic policy changes of one method.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TrafficRule {
@@ -58,6 +69,8 @@ pub struct TrafficRule {
     pub fault: Option<Fault>,
     /// Between which targets calls are split; empty: they all go to the service.
     pub backends: Vec<Backend>,
+    /// To which target calls are mirrored.
+    pub mirror: Option<Mirror>,
     /// Callers that a stricter list would admit, by class or service; others are counted, and served.
     pub audited_callers: Option<Vec<String>>,
 }
@@ -167,6 +180,13 @@ impl TrafficPolicy {
         let rules = self.0.rules.read();
         let mut backends = rules.by_path.values().flatten().flat_map(|rule| &rule.rule.backends);
         backends.any(|backend| backend.name == name && backend.addresses.as_ref() == Some(addresses))
+    }
+
+    /// Whether a rule mirrors calls to this target.
+    pub(crate) fn has_mirror(&self, name: &str, addresses: &Addresses) -> bool {
+        let rules = self.0.rules.read();
+        let mut mirrors = rules.by_path.values().flatten().filter_map(|rule| rule.rule.mirror.as_ref());
+        mirrors.any(|mirror| mirror.name == name && mirror.addresses == *addresses)
     }
 
     /// Whether a rule depends on headers.

@@ -102,7 +102,8 @@ fn traffic(rule: &TrafficRule) -> String {
     let backends =
         rule.backends.iter().map(|backend| format!("{} {}", backend.name, backend.weight)).collect::<Vec<_>>();
     let split = (!backends.is_empty()).then(|| backends.join(" / "));
-    split.into_iter().chain(timeout).chain(fault).chain(audit).collect::<Vec<_>>().join(", ")
+    let mirror = rule.mirror.as_ref().map(|mirror| format!("{} % mirrored to {}", mirror.percent, mirror.name));
+    split.into_iter().chain(mirror).chain(timeout).chain(fault).chain(audit).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the policies, once for each service.

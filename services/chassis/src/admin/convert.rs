@@ -204,6 +204,11 @@ fn rule(rule: &TrafficRule) -> proto::TrafficRule {
                 addresses: backend.addresses.as_ref().map(ToString::to_string).unwrap_or_default(),
             })
             .collect(),
+        mirror: rule.mirror.as_ref().map(|mirror| proto::Mirror {
+            name: mirror.name.clone(),
+            addresses: mirror.addresses.to_string(),
+            percent: mirror.percent.into(),
+        }),
     }
 }
 

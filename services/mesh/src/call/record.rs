@@ -163,7 +163,7 @@ impl Drop for Record {
 }
 
 /// The call's status, if headers or trailers have one.
-fn reported_status(headers: &HeaderMap) -> Option<Result<(), Status>> {
+pub(crate) fn reported_status(headers: &HeaderMap) -> Option<Result<(), Status>> {
     if is_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
 }
 

@@ -54,6 +54,8 @@ pub(crate) static ATTRIBUTE_HEADERS: LazyLock<Vec<(&'static str, HeaderName)>> =
 });
 /// The id of the store that a server's instances share, in the answer to a mesh service's health check.
 pub(crate) const STORE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-store");
+/// Marks a mirrored call. Trusted from mesh services only.
+pub(crate) const MIRRORED_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-mirrored");
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");

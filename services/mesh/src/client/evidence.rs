@@ -35,6 +35,13 @@ impl Evidence {
         }
     }
 
+    /// The same about another version of a service: one that lacks the method, has too little of something, or has lost data
+    /// is no target for the calls of this one.
+    pub(crate) fn of_version(code: Code, deadline: Option<CallDeadline>) -> Self {
+        let fails = matches!(code, Code::Unimplemented | Code::ResourceExhausted | Code::DataLoss);
+        if fails { Self::Fails } else { Self::of(code, deadline) }
+    }
+
     /// Of a call that its caller cancelled.
     pub(crate) fn of_cancelled(deadline: Option<CallDeadline>, now: Instant) -> Self {
         match deadline {

@@ -4,16 +4,13 @@
 //! for the whole target. Other calls go to the service's own instances, and so does one that none of its instances got.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::request::Parts;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 use tower::Service;
@@ -22,46 +19,35 @@ use crate::call::wire::{Request, Response};
 use crate::client::balance::code_of;
 use crate::client::breaker::{Breaker, BreakerPermit, BreakerTransition, Gate};
 use crate::client::call::{CallDeadline, ClientCall};
-use crate::client::discovery::Addresses;
 use crate::client::evidence::Evidence;
+use crate::client::other_targets::{MakeTarget, OtherTarget, OtherTargets};
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::{Rng, random_index};
 use crate::status::{UNREACHABLE, reason_of};
 use crate::traffic::{Backend, TrafficPolicy};
 
-/// How often targets that the policy does not name any more are looked for.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Orders are divided into so many parts, each of which goes to one target.
 const POINTS: u64 = 1 << 20;
 
-/// Another target, as it is made.
-pub(crate) struct OtherTarget<S> {
-    pub(crate) stack: S,
-    /// Whether it has a connection; begins to connect.
-    pub(crate) is_connected: Box<dyn Fn() -> bool + Send + Sync>,
+/// Another target that gets a share of the calls.
+pub(crate) struct Canary<S> {
+    stack: S,
+    is_connected: Box<dyn Fn() -> bool + Send + Sync>,
+    /// One for the whole target.
+    breaker: Breaker,
 }
 
-/// Makes another target.
-pub(crate) type MakeOther<S> = Box<dyn Fn(&str, &Addresses) -> OtherTarget<S> + Send + Sync>;
-
-/// Another target. When it is dropped, its connections are closed after their last calls.
-struct Other<S> {
-    name: String,
-    addresses: Addresses,
-    target: OtherTarget<S>,
-    breaker: Breaker,
+impl<S> Canary<S> {
+    /// `is_connected`: whether it has a connection; begins to connect.
+    pub(crate) fn new(stack: S, is_connected: impl Fn() -> bool + Send + Sync + 'static, rng: Arc<dyn Rng>) -> Self {
+        Self { stack, is_connected: Box::new(is_connected), breaker: Breaker::new(rng) }
+    }
 }
 
 struct Shared<S> {
     service: &'static str,
-    traffic: TrafficPolicy,
     rng: Arc<dyn Rng>,
-    make: MakeOther<S>,
-    others: Mutex<Vec<Arc<Other<S>>>>,
-    /// Whether there are any: read by each call.
-    has_others: AtomicBool,
-    pruned: Mutex<Option<Instant>>,
+    others: OtherTargets<Canary<S>>,
     fallbacks: Counter<u64>,
 }
 
@@ -83,23 +69,15 @@ impl<S> Split<S> {
         own: S,
         traffic: TrafficPolicy,
         rng: Arc<dyn Rng>,
-        make: MakeOther<S>,
+        make: MakeTarget<Canary<S>>,
     ) -> Self {
         let meter = global::meter("mesh");
         let fallbacks = meter.u64_counter("mesh.client.split.fallbacks");
         let fallbacks = fallbacks
             .with_description("Calls that another target should have got and the service's own instances did")
             .build();
-        let shared = Shared {
-            service,
-            traffic,
-            rng,
-            make,
-            others: Mutex::default(),
-            has_others: AtomicBool::new(false),
-            pruned: Mutex::default(),
-            fallbacks,
-        };
+        let others = OtherTargets::new(traffic, TrafficPolicy::has_backend, make);
+        let shared = Shared { service, rng, others, fallbacks };
         Self { own, shared: Arc::new(shared) }
     }
 }
@@ -123,9 +101,9 @@ impl<S: Clone> Shared<S> {
     /// The other target that gets this call, if one does and may.
     fn other(&self, backends: &[Backend], call: &ClientCall) -> Option<Admitted<S>> {
         let chosen = choose(backends, call.order, &*self.rng)?;
-        let other = self.of(chosen, chosen.addresses.as_ref()?);
+        let other = self.others.get(&chosen.name, chosen.addresses.as_ref()?);
         let now = Instant::now();
-        if !(other.target.is_connected)() {
+        if !(other.is_connected)() {
             self.fell_back(&other.name, "not_connected");
             return None;
         }
@@ -138,39 +116,6 @@ impl<S: Clone> Shared<S> {
             self.fell_back(&other.name, "breaker");
         }
         Some(Admitted { service: self.service, permit: Some(permit?), other, deadline: call.deadline })
-    }
-
-    fn of(&self, backend: &Backend, addresses: &Addresses) -> Arc<Other<S>> {
-        let mut others = self.others.lock();
-        let known = others.iter().find(|other| other.name == backend.name && other.addresses == *addresses);
-        if let Some(known) = known {
-            return known.clone();
-        }
-        let other = Arc::new(Other {
-            name: backend.name.clone(),
-            addresses: addresses.clone(),
-            target: (self.make)(&backend.name, addresses),
-            breaker: Breaker::new(self.rng.clone()),
-        });
-        others.push(other.clone());
-        self.has_others.store(true, Ordering::Relaxed);
-        other
-    }
-
-    /// Drops the targets that the policy does not name any more.
-    fn prune(&self) {
-        if !self.has_others.load(Ordering::Relaxed) {
-            return;
-        }
-        let now = Instant::now();
-        let mut pruned = self.pruned.lock();
-        if pruned.is_some_and(|last| now.saturating_duration_since(last) < PRUNE_INTERVAL) {
-            return;
-        }
-        *pruned = Some(now);
-        let mut others = self.others.lock();
-        others.retain(|other| self.traffic.has_backend(&other.name, &other.addresses));
-        self.has_others.store(!others.is_empty(), Ordering::Relaxed);
     }
 
     fn fell_back(&self, name: &str, cause: &'static str) {
@@ -186,7 +131,7 @@ impl<S: Clone> Shared<S> {
 /// A call that another target gets. One that its caller cancelled is dropped.
 struct Admitted<S> {
     service: &'static str,
-    other: Arc<Other<S>>,
+    other: Arc<OtherTarget<Canary<S>>>,
     deadline: Option<CallDeadline>,
     /// `None` once the result is recorded.
     permit: Option<BreakerPermit>,
@@ -201,7 +146,7 @@ impl<S> Drop for Admitted<S> {
 impl<S> Admitted<S> {
     fn record(&mut self, evidence: Evidence) {
         let Some(permit) = self.permit.take() else { return };
-        let (service, Other { name, breaker, .. }) = (self.service, &*self.other);
+        let (service, name, breaker) = (self.service, &self.other.name, &self.other.breaker);
         let transition = match evidence {
             Evidence::Works => breaker.succeeded(permit),
             Evidence::Fails => breaker.failed(permit, Instant::now()),
@@ -239,7 +184,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.shared.prune();
+        self.shared.others.prune();
         let admitted = request.extensions().get::<ClientCall>().and_then(|call| {
             let backends = &call.rule.as_ref()?.backends;
             if backends.is_empty() { None } else { self.shared.other(backends, call) }
@@ -251,12 +196,12 @@ where
             Replay::Once(body) => (body, None),
         };
         // Both stacks are always ready.
-        let (mut stack, mut own, shared) = (admitted.other.target.stack.clone(), self.own.clone(), self.shared.clone());
+        let (mut stack, mut own, shared) = (admitted.other.stack.clone(), self.own.clone(), self.shared.clone());
         Box::pin(async move {
             let result = stack.call(Request::from_parts(parts, body)).await;
             if !is_unreachable(&result) {
                 let code = result.as_ref().map_or_else(Status::code, code_of);
-                admitted.record(Evidence::of(code, admitted.deadline));
+                admitted.record(Evidence::of_version(code, admitted.deadline));
                 return result;
             }
             admitted.record(Evidence::None);

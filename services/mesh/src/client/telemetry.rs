@@ -16,8 +16,11 @@ use tracing::Instrument;
 use crate::call::inbound_headers::operator_headers;
 use crate::call::method_name;
 use crate::call::metrics::CallDuration;
+use crate::call::mirrored::is_mirrored;
 use crate::call::record::{Record, Sink};
-use crate::call::wire::{ATTRIBUTE_HEADERS, BAGGAGE, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed};
+use crate::call::wire::{
+    ATTRIBUTE_HEADERS, BAGGAGE, MIRRORED_HEADER, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed,
+};
 use crate::client::attributes::CallAttributes;
 use crate::client::call::ClientCall;
 use crate::client::visited::Visited;
@@ -82,7 +85,11 @@ where
             let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
-        let event = policy.and_then(|policy| policy.event);
+        let is_mirrored = is_mirrored();
+        if is_mirrored && config.is_mesh_service {
+            request.headers_mut().insert(MIRRORED_HEADER, HeaderValue::from_static("1"));
+        }
+        let event = policy.and_then(|policy| policy.event).filter(|_| !is_mirrored);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, config.events.clone());
         propagate(config, &operation, request.headers_mut());
         let mut order = None;

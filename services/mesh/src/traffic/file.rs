@@ -12,9 +12,9 @@ use tonic::Code;
 
 use crate::call::wire::RESERVED_PREFIX;
 use crate::client::discovery::{Addresses, AddressesError};
-use crate::policy::{Access, MethodPolicy, PolicyTable};
+use crate::policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 use crate::status::{CODES, code_name};
-use crate::traffic::{Backend, ConditionalRule, Fault, Headers, Rules, TrafficRule, duration};
+use crate::traffic::{Backend, ConditionalRule, Fault, Headers, Mirror, Rules, TrafficRule, duration};
 
 /// A longer delay would only hold the caller's permits.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ struct RuleText {
     timeouts: Option<Timeouts>,
     #[serde(default)]
     backend_refs: Vec<Spanned<BackendRef>>,
+    #[serde(default)]
+    filters: Vec<Spanned<FilterText>>,
     ordermesh: Option<Extension>,
 }
 
@@ -51,6 +53,32 @@ struct RuleText {
 struct BackendRef {
     name: Spanned<String>,
     weight: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FilterText {
+    r#type: FilterType,
+    request_mirror: RequestMirror,
+}
+
+/// The filters of GRPCRoute that there are here.
+#[derive(Deserialize)]
+enum FilterType {
+    RequestMirror,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RequestMirror {
+    backend_ref: MirrorRef,
+    percent: Option<Spanned<u8>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MirrorRef {
+    name: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -121,10 +149,10 @@ pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Re
     let mut rules = Rules { by_path: HashMap::new(), count: file.rules.len() };
     let mut earlier: HashMap<&'static str, Vec<(Headers, u64)>> = HashMap::new();
     for text in &file.rules {
-        let (mut is_reached, mut shortens) = (false, false);
+        let (mut is_reached, mut shortens, mut mirrors) = (false, false, false);
         let backends = backends(text, &targets, policies)?;
         for matched in matches(text, policies)? {
-            let Some(rule) = rule(text, &matched, policies, allow_faults)? else { continue };
+            let Some(rule) = rule(text, &matched, &targets, policies, allow_faults)? else { continue };
             let rule = Arc::new(TrafficRule { backends: backends.clone(), ..rule });
             // One with fewer conditions matches every call that this one would.
             let of_method = earlier.entry(matched.policy.path).or_default();
@@ -146,6 +174,7 @@ pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Re
             }
             is_reached = true;
             shortens |= rule.timeout.is_some();
+            mirrors |= rule.mirror.is_some();
             of_method.push((matched.headers.clone(), text.referenced.line()));
             let conditional = ConditionalRule { headers: matched.headers, rule };
             rules.by_path.entry(matched.policy.path).or_default().push(conditional);
@@ -154,6 +183,12 @@ pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Re
             return Err(of(
                 &timeouts.request,
                 "a timeout may only be shortened: no method that this rule matches has a longer one",
+            ));
+        }
+        if let (Some(filter), true, false) = (text.value.filters.first(), is_reached, mirrors) {
+            return Err(of(
+                filter,
+                "no method that this rule matches can be mirrored: each has side effects or is a stream",
             ));
         }
         if !is_reached {
@@ -255,16 +290,18 @@ fn headers(texts: &[HeaderText]) -> Result<Headers, String> {
 fn rule(
     text: &Spanned<RuleText>,
     matched: &Matched,
+    targets: &BTreeMap<String, Addresses>,
     policies: PolicyTable,
     allow_faults: bool,
 ) -> Result<Option<TrafficRule>, String> {
-    let RuleText { timeouts, ordermesh, .. } = &text.value;
+    let RuleText { timeouts, ordermesh, backend_refs, filters, .. } = &text.value;
     let Matched { policy, headers, is_named } = matched;
     let fault = ordermesh.as_ref().and_then(|extension| extension.fault.as_ref());
     let audit = ordermesh.as_ref().and_then(|extension| extension.audit.as_ref());
-    if timeouts.is_none() && fault.is_none() && audit.is_none() && text.value.backend_refs.is_empty() {
-        let why =
-            "the rule changes nothing: it has neither `timeouts` nor `backendRefs` nor `ordermesh: {fault, audit}`";
+    let changes_calls = timeouts.is_some() || fault.is_some() || !backend_refs.is_empty() || !filters.is_empty();
+    if !changes_calls && audit.is_none() {
+        let why = "the rule changes nothing: it has neither `timeouts` nor `backendRefs` nor `filters` nor \
+                   `ordermesh: {fault, audit}`";
         return Err(of(text, why));
     }
     if let (Some(audit), false) = (audit, headers.is_empty()) {
@@ -282,6 +319,7 @@ fn rule(
         timeout: timeout.filter(|_| is_called),
         fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?.filter(|_| is_called),
         backends: Vec::new(),
+        mirror: mirror(filters, matched, targets)?.filter(|_| is_called),
         audited_callers: audit.map(|audit| callers(text, audit, policy, policies)).transpose()?,
     }))
 }
@@ -372,6 +410,42 @@ fn timeout(text: &Timeouts, policy: &MethodPolicy, is_named: bool) -> Result<Opt
             format!("a timeout may only be shortened: that of {} is {}", policy.name(), duration::format(contract)),
         )),
         None => Err(of(request, format!("{} is a stream, and has no timeout", policy.name()))),
+    }
+}
+
+/// Of a service's methods, those with side effects, and streams, are not mirrored; a method that is named must be mirrored.
+fn mirror(
+    filters: &[Spanned<FilterText>],
+    matched: &Matched,
+    targets: &BTreeMap<String, Addresses>,
+) -> Result<Option<Mirror>, String> {
+    let Some(filter) = filters.first() else { return Ok(None) };
+    if let Some(second) = filters.get(1) {
+        return Err(of(second, "a rule mirrors calls to one target"));
+    }
+    let FilterText { r#type: FilterType::RequestMirror, request_mirror } = &filter.value;
+    let (name, policy) = (&request_mirror.backend_ref.name, matched.policy);
+    if name.value == target_of(policy) {
+        return Err(of(name, format!("{} would get each of these calls twice: name another target", name.value)));
+    }
+    let Some(addresses) = targets.get(&name.value) else {
+        return Err(of(name, format!("no target is named {}", quoted(&name.value))));
+    };
+    let percent = request_mirror.percent.as_ref().map_or(100, |percent| percent.value);
+    if let Some(text) = request_mirror.percent.as_ref().filter(|percent| percent.value > 100) {
+        return Err(of(text, "percent is 0 to 100"));
+    }
+    let why = match policy.idempotency {
+        Idempotency::Unknown | Idempotency::Idempotent => "has side effects",
+        Idempotency::NoSideEffects if policy.streaming => "is a stream",
+        Idempotency::NoSideEffects => {
+            return Ok(Some(Mirror { name: name.value.clone(), addresses: addresses.clone(), percent }));
+        }
+    };
+    if matched.is_named {
+        Err(of(filter, format!("{} {why}, and cannot be mirrored", policy.name())))
+    } else {
+        Ok(None)
     }
 }
 

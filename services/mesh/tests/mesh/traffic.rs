@@ -6,10 +6,12 @@ use mesh::{
     CallerClass, Channel, ClientConfig, Credentials, Monitor, SharedSecret, TapFilter, TapSide, TappedCall,
     TrafficPolicy, client,
 };
+use opentelemetry::trace::SpanKind;
 use tonic::Code;
 
 use crate::echo::{OPERATOR, POLICIES, READ, SAY, SERVICE};
 use crate::identity::{claims, signed};
+use crate::observed::{attribute, observed};
 use crate::world::{KEY_ID, MESH_SECRET, Plan, World, call, reason, say, with_metadata};
 
 /// Longer than anything takes.
@@ -222,6 +224,51 @@ async fn a_canary_with_another_store_or_none_gets_no_calls() {
         }
         assert_eq!(canary.begun(), 0, "{stores:?}");
         assert!(own.begun() > 10);
+    }
+}
+
+#[tokio::test]
+async fn a_mirrored_call_has_a_marked_span_and_no_event_and_what_it_calls_is_marked_too() {
+    observed();
+    let (own, behind) = (World::new().await, World::new().await);
+    let secret = || Credentials::MeshSecret { service: "order".into(), secret: SharedSecret::new(MESH_SECRET) };
+    let further = ClientConfig::new("test", vec![behind.address.to_string()], POLICIES);
+    let further = client(ClientConfig { credentials: secret(), is_mesh_service: true, ..further });
+    let shadow = World::with(Plan { next: Some(further), ..Plan::default() }).await;
+    let traffic = TrafficPolicy::new(POLICIES, false);
+    let text = format!(
+        "targets: {{ shadow: '{}' }}\nrules:\n- matches: [{{ method: {{ service: test.v1.Echo, method: Read }} }}]\n  \
+         filters: [{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: shadow }} }} }}]\n",
+        shadow.address
+    );
+    traffic.apply("test.yaml", text.as_bytes()).expect("a valid policy");
+    let monitor = Monitor::new("order");
+    let config = ClientConfig::new("test", vec![own.address.to_string()], POLICIES);
+    let channel = client(ClientConfig { traffic, credentials: secret(), monitor: monitor.clone(), ..config });
+    let mut tap = monitor.tap(TapFilter::default()).expect("a tap");
+    say(&channel, READ, "forward read hello").await.expect("its own instance responds");
+    let mut tapped = [next(&mut tap).await, next(&mut tap).await];
+    tapped.sort_by_key(|call| call.target);
+    let [of_shadow, of_own] = &tapped;
+    assert_eq!((of_shadow.target, of_shadow.code, of_own.target, of_own.code), ("shadow", Code::Ok, "test", Code::Ok));
+    assert_eq!((own.begun(), shadow.begun(), behind.begun()), (1, 1, 1));
+    assert_eq!(own.events.take().len(), 1);
+    assert_eq!((shadow.events.take().len(), behind.events.take().len()), (0, 0));
+    let spans = observed().spans_of(&of_own.trace_id);
+    let served: Vec<_> = spans.iter().filter(|span| span.span_kind == SpanKind::Server).collect();
+    let marked = served.iter().filter(|span| attribute(span, "ordermesh.mirrored").is_some()).count();
+    assert_eq!((served.len(), marked), (3, 2));
+}
+
+#[tokio::test]
+async fn a_callers_own_mark_of_a_mirrored_call_does_not_count() {
+    let world = World::new().await;
+    for channel in [world.anonymous(), world.service("order", "a guess")] {
+        let request = with_metadata("metadata", &[("x-ordermesh-mirrored", "1")]);
+        if let Ok(response) = call(&channel, SAY, request).await {
+            assert!(!response.get_ref().contains("mirrored"), "the handler does not see it");
+        }
+        assert_eq!(world.events.take().len(), 1, "the call has its event");
     }
 }
 

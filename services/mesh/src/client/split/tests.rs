@@ -1,11 +1,15 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tonic::Code;
 use tonic::body::Body;
 use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 
 use super::*;
+use crate::client::discovery::Addresses;
 use crate::client::rng::{FixedRng, SystemRng};
 use crate::policy::{METHOD, MethodPolicy, PolicyTable};
 use crate::status::mesh_status;
@@ -93,6 +97,10 @@ impl Service<Request> for Boxed {
     }
 }
 
+fn canary(stack: Boxed, is_connected: impl Fn() -> bool + Send + Sync + 'static) -> Canary<Boxed> {
+    Canary::new(stack, is_connected, Arc::new(FixedRng(0.5)))
+}
+
 /// Makes calls with a split of 0/100 and a canary that is connected; returns how many failed, and how many the service and the canary got.
 async fn calls(policy: &'static MethodPolicy, count: u32, answer: fn() -> Result<Response, Status>) -> [u32; 3] {
     calls_while(true, policy, count, answer).await
@@ -104,12 +112,9 @@ async fn calls_while(
     count: u32,
     answer: fn() -> Result<Response, Status>,
 ) -> [u32; 3] {
-    let (own, canary) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
-    let by_canary = canary.clone();
-    let make: MakeOther<Boxed> = Box::new(move |_, _| {
-        let stack = stack(&by_canary, answer);
-        OtherTarget { stack, is_connected: Box::new(move || is_connected) }
-    });
+    let (own, other) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+    let by_canary = other.clone();
+    let make: MakeTarget<Canary<Boxed>> = Box::new(move |_, _| canary(stack(&by_canary, answer), move || is_connected));
     let healthy = stack(&own, || Ok(Response::new(Body::empty())));
     let mut split = Split::new("payment", healthy, traffic(), Arc::new(FixedRng(0.5)), make);
     let rule = Arc::new(TrafficRule { backends: backends(0, 100), ..TrafficRule::default() });
@@ -124,7 +129,7 @@ async fn calls_while(
         let result = split.call(request).await;
         failed += u32::from(result.is_err() || result.is_ok_and(|response| code_of(&response) != Code::Ok));
     }
-    let counts = (*own.lock(), *canary.lock());
+    let counts = (*own.lock(), *other.lock());
     [failed, counts.0, counts.1]
 }
 
@@ -143,11 +148,10 @@ async fn a_target_that_the_policy_does_not_name_any_more_is_dropped_with_its_con
     let connections = Arc::new(());
     let made = Arc::downgrade(&connections);
     let connections = Mutex::new(Some(connections));
-    let make: MakeOther<Boxed> = Box::new(move |_, _| {
+    let make: MakeTarget<Canary<Boxed>> = Box::new(move |_, _| {
         let connections = connections.lock().take().expect("made once");
         let is_connected = move || Arc::strong_count(&connections) > 0;
-        let stack = stack(&Arc::default(), || Ok(Response::new(Body::empty())));
-        OtherTarget { stack, is_connected: Box::new(is_connected) }
+        canary(stack(&Arc::default(), || Ok(Response::new(Body::empty()))), is_connected)
     });
     let traffic = traffic();
     let own = stack(&Arc::default(), || Ok(Response::new(Body::empty())));
@@ -168,7 +172,7 @@ async fn a_target_that_the_policy_does_not_name_any_more_is_dropped_with_its_con
 async fn a_call_that_is_cancelled_is_no_evidence_and_the_next_one_probes() {
     let cancelled = Arc::new(AtomicBool::new(false));
     let hangs = cancelled.clone();
-    let make: MakeOther<Boxed> = Box::new(move |_, _| {
+    let make: MakeTarget<Canary<Boxed>> = Box::new(move |_, _| {
         let hangs = hangs.clone();
         let stack = Boxed(BoxCloneSyncService::new(service_fn(move |_: Request| {
             let hangs = hangs.load(Ordering::Relaxed);
@@ -179,7 +183,7 @@ async fn a_call_that_is_cancelled_is_no_evidence_and_the_next_one_probes() {
                 Err(Status::internal("broken"))
             }
         })));
-        OtherTarget { stack, is_connected: Box::new(|| true) }
+        canary(stack, || true)
     });
     let own = Arc::new(Mutex::new(0));
     let healthy = stack(&own, || Ok(Response::new(Body::empty())));
@@ -211,13 +215,13 @@ async fn a_canary_that_lets_calls_wait_for_their_full_timeout_gets_five() {
     assert_eq!(calls(&CHARGE, 20, late).await, [20, 0, 20], "the callers had little time");
     let (other, own) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
     let counted = other.clone();
-    let make: MakeOther<Boxed> = Box::new(move |_, _| {
+    let make: MakeTarget<Canary<Boxed>> = Box::new(move |_, _| {
         let counted = counted.clone();
         let stack = Boxed(BoxCloneSyncService::new(service_fn(move |_: Request| {
             *counted.lock() += 1;
             std::future::pending::<Result<Response, Status>>()
         })));
-        OtherTarget { stack, is_connected: Box::new(|| true) }
+        canary(stack, || true)
     });
     let healthy = stack(&own, || Ok(Response::new(Body::empty())));
     let traffic = traffic();
@@ -239,6 +243,8 @@ async fn a_canary_that_fails_gets_five_calls_and_then_the_service_gets_them() {
     assert_eq!(calls(&CHARGE, 20, internal).await, [5, 15, 5], "an internal error is not repeated");
     let unavailable = || Ok(crate::call::wire::respond(Status::unavailable("overloaded")));
     assert_eq!(calls(&CHARGE, 20, unavailable).await, [5, 15, 5], "it may have had its effect");
+    let unimplemented = || Ok(crate::call::wire::respond(Status::unimplemented("no such method")));
+    assert_eq!(calls(&CHARGE, 20, unimplemented).await, [5, 15, 5], "an older version lacks the method");
 }
 
 #[tokio::test(start_paused = true)]

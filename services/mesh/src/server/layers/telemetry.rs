@@ -10,9 +10,10 @@ use tracing::Instrument;
 
 use crate::call::caller_class::CallerClass;
 use crate::call::metrics::CallDuration;
+use crate::call::mirrored::with_mirrored;
 use crate::call::record::{Record, Sink};
 use crate::call::wire::{
-    BAGGAGE, PREVIOUS_ATTEMPTS, Request, STORE_HEADER, ServerFuture, Side, TRACEPARENT, TRACESTATE,
+    BAGGAGE, MIRRORED_HEADER, PREVIOUS_ATTEMPTS, Request, STORE_HEADER, ServerFuture, Side, TRACEPARENT, TRACESTATE,
 };
 use crate::call::{Call, method_name};
 use crate::identity::authorizer::Authorizer;
@@ -21,6 +22,9 @@ use crate::monitor::observed::Observer;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::server::rejections::{Cause, Rejections};
+
+/// The attribute of a mirrored call's span.
+const MIRRORED: &str = "ordermesh.mirrored";
 
 /// The layer's configuration.
 pub(crate) struct ServerTelemetryConfig {
@@ -60,7 +64,9 @@ impl ServerLayer for ServerTelemetry {
                 Ok(response)
             });
         }
-        let operation = config.open(&request, &call);
+        // Its caller gets nothing of it.
+        let is_mirrored = call.known_service().is_some() && request.headers().contains_key(MIRRORED_HEADER);
+        let operation = config.open(&request, &call, is_mirrored);
         // Until identity admits the caller: anonymous clients must not fill the event store.
         operation.hold_until_admitted();
         let span = operation.span().clone();
@@ -82,18 +88,27 @@ impl ServerLayer for ServerTelemetry {
                 Err(never) => match never {},
             }
         };
-        Box::pin(recorded.instrument(span))
+        let recorded = recorded.instrument(span);
+        if is_mirrored { Box::pin(with_mirrored(recorded)) } else { Box::pin(recorded) }
     }
 }
 
 impl ServerTelemetryConfig {
     /// The context of mesh services is trusted. A client's context starts a linked trace, unless clients are trusted,
     /// and its `tracestate` and `baggage` are not forwarded. A call of a mesh service without a context is not
-    /// traced (the relay of trace events).
-    fn open(&self, request: &Request, call: &Call) -> Operation {
+    /// traced (the relay of trace events). A mirrored call has no event.
+    fn open(&self, request: &Request, call: &Call, is_mirrored: bool) -> Operation {
+        let operation = self.opened(request, call, is_mirrored);
+        if is_mirrored {
+            operation.set_on_span(MIRRORED, true);
+        }
+        operation
+    }
+
+    fn opened(&self, request: &Request, call: &Call, is_mirrored: bool) -> Operation {
         let headers = request.headers();
         let name = method_name(call.policy);
-        let event = call.policy.and_then(|policy| policy.event);
+        let event = call.policy.and_then(|policy| policy.event).filter(|_| !is_mirrored);
         if !self.propagation.trace_context {
             return Operation::open(Kind::Server, name, Parent::Root, event, self.events.clone());
         }

@@ -4,9 +4,14 @@ use crate::policy::{Idempotency, METHOD};
 const SECOND: Duration = Duration::from_secs(1);
 
 const POLICIES: PolicyTable = PolicyTable(&[
-    MethodPolicy { path: "/data.v1.Catalog/Get", timeout: Some(Duration::from_secs(2)), ..METHOD },
+    MethodPolicy {
+        path: "/data.v1.Catalog/Get",
+        idempotency: Idempotency::NoSideEffects,
+        timeout: Some(Duration::from_secs(2)),
+        ..METHOD
+    },
     MethodPolicy { path: "/data.v1.Catalog/List", timeout: Some(Duration::from_secs(5)), ..METHOD },
-    MethodPolicy { path: "/data.v1.Catalog/Watch", streaming: true, ..METHOD },
+    MethodPolicy { path: "/data.v1.Catalog/Watch", streaming: true, idempotency: Idempotency::NoSideEffects, ..METHOD },
     MethodPolicy { path: "/data.v1.Catalog/Zap", timeout: Some(SECOND), allow: &[Access::Operator], ..METHOD },
     MethodPolicy { path: "/data.v1.Events/Append", timeout: Some(SECOND), infrastructure: true, ..METHOD },
     MethodPolicy { path: "/order.v1.Orders/Get", timeout: Some(SECOND), ..METHOD },
@@ -51,6 +56,7 @@ rules:
         timeout: Some(Duration::from_millis(1_500)),
         fault: Some(Fault { percent: 2, delay: Some(Duration::from_millis(200)), code: Some(Code::Unavailable) }),
         backends: vec![],
+        mirror: None,
         audited_callers: Some(vec!["order".into(), "operator".into()]),
     };
     assert_eq!(*rule(&rules, "/payment.v1.Payments/Process"), expected);
@@ -115,6 +121,38 @@ fn calls_of_a_whole_service_are_split_by_weight() {
     assert_eq!(rules.by_path.len(), 2);
 }
 
+/// A filter that mirrors calls.
+const MIRROR: &str = "{ type: RequestMirror, requestMirror: { backendRef: { name: shadow } } }";
+
+/// A target to which calls are mirrored.
+const SHADOW: &str = "targets: { shadow: '127.0.0.1:1' }\n";
+
+/// A rule that mirrors calls of one method, or of a service's.
+fn mirrored(method: &str, target: &str, share: &str) -> String {
+    with(
+        method,
+        &format!("filters: [{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: {target} }}{share} }} }}]"),
+    )
+}
+
+#[test]
+fn calls_without_side_effects_are_mirrored() {
+    let of = |method: &str, share: &str| {
+        let rules = read(&(SHADOW.to_owned() + &mirrored(method, "shadow", share))).expect("valid");
+        let mirrors = rules.by_path.iter().filter_map(|(path, rules)| Some((*path, rules[0].rule.mirror.clone()?)));
+        mirrors.map(|(path, mirror)| (path, mirror.name, mirror.percent)).collect::<Vec<_>>()
+    };
+    let get = |percent| vec![("/data.v1.Catalog/Get", "shadow".to_owned(), percent)];
+    assert_eq!(of("service: data.v1.Catalog, method: Get", ", percent: 5"), get(5));
+    assert_eq!(of("service: data.v1.Catalog, method: Get", ""), get(100), "as in GRPCRoute");
+    assert_eq!(of("service: data.v1.Catalog, method: Get", ", percent: 0"), get(0));
+    assert_eq!(
+        of("service: data.v1.Catalog", ""),
+        get(100),
+        "and none of its methods with side effects, and no stream"
+    );
+}
+
 /// A rule with a timeout for calls with these headers.
 fn with_header(headers: &str, timeout: &str) -> String {
     let headers: Vec<_> = headers.split(", ").filter_map(|header| header.split_once(": ")).collect();
@@ -140,7 +178,21 @@ fn what_is_wrong_is_refused_in_one_line_with_its_position() {
         (with("service: data.v1.Events, method: Append", "timeouts: { request: 1ms }"), "data.v1.Events/Append cannot be changed"),
         (with("service: data.v1.Events", "timeouts: { request: 1ms }"), "data.v1.Events cannot be changed"),
         (with(GET, "backendRefs: []"), "changes nothing"),
-        (with(GET, "filters: []"), "filters"),
+        (with(GET, "filters: []"), "changes nothing"),
+        (with(GET, "filters: [{ type: RequestHeaderModifier }]"), "RequestHeaderModifier"),
+        (with(GET, "filters: [{ type: RequestMirror }]"), "requestMirror"),
+        (mirrored(GET, "canary", ""), "line 3, column 73: no target is named \"canary\""),
+        (SHADOW.to_owned() + &mirrored(GET, "data", ""), "data would get each of these calls twice"),
+        (SHADOW.to_owned() + &mirrored(GET, "shadow", ", percent: 101"), "percent is 0 to 100"),
+        (SHADOW.to_owned() + &mirrored(GET, "shadow", ", percent: -1"), "line "),
+        (SHADOW.to_owned() + &mirrored(GET, "shadow", ", fraction: 1"), "fraction"),
+        (SHADOW.to_owned() + &mirrored(PROCESS, "shadow", ""), "line 4, column 13: payment.v1.Payments/Process has side effects, and cannot be mirrored"),
+        (SHADOW.to_owned() + &mirrored("service: payment.v1.Payments", "shadow", ""), "no method that this rule matches can be mirrored"),
+        (SHADOW.to_owned() + &mirrored("service: data.v1.Catalog, method: Watch", "shadow", ""), "data.v1.Catalog/Watch is a stream, and cannot be mirrored"),
+        (
+            SHADOW.to_owned() + &with(GET, &format!("filters: [{MIRROR}, {MIRROR}]")),
+            "a rule mirrors calls to one target",
+        ),
         (with(GET, "backendRefs: [{ name: data }]"), "split whole services: their rule has neither"),
         (with("service: order.v1.Orders", "backendRefs: [{ name: order }]"), "order.v1.Stock is of order too"),
         (split("order.v1.Orders, order.v1.Stock, payment.v1.Payments", "{ name: order }"), "a rule with `backendRefs` is of one service"),
