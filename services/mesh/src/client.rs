@@ -154,7 +154,7 @@ pub fn client(config: ClientConfig) -> Channel {
         // Inside the deadline, which a delay uses up; outside of retry: a fault is the call's result, and no instance's.
         .layer(inject_faults(config.target, rng.clone()))
         // Inside the faults: a call that is not sent is not mirrored; outside of retry: it is mirrored once.
-        .layer(mirror(config.target, config.policies, config.traffic.clone(), rng.clone(), shadows))
+        .layer(mirror(config.target, config.is_mesh_service, config.policies, config.traffic.clone(), rng.clone(), shadows))
         // Outside of retry: each target has its own instances, breakers and retry budget.
         .service(Split::new(config.target, own, config.traffic, rng, canaries));
     Channel { stack, target }

@@ -1,7 +1,7 @@
 //! Mirrors calls: a share of a method's calls is sent to another target of the traffic policy as well. Nothing comes back of
 //! a mirrored call: its response is read and dropped, and neither its failure nor its latency reaches the caller. It has its
-//! method's timeout, no retries and no event; the instances that get it have their own breakers. Only calls without side
-//! effects are mirrored.
+//! method's timeout and no event, and is not repeated once it was sent; the instances that get it have their own breakers.
+//! Only calls of mesh services without side effects are mirrored: others carry credentials of their own.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -32,11 +32,12 @@ use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
 use crate::client::visited::Visited;
 use crate::monitor::observed::{End, Observer, TapEnd};
+use crate::monitor::statistics::is_server_error;
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::status::code_name;
 use crate::traffic::TrafficPolicy;
 
-/// While as many mirrored calls are in flight to one target, further calls are not mirrored.
+/// While as many mirrored calls of a channel are in flight to one target, further ones are dropped.
 const MAX_IN_FLIGHT: usize = 16;
 
 /// A target that gets mirrored calls.
@@ -59,6 +60,7 @@ impl<S> Shadow<S> {
 
 struct Shared<T> {
     service: &'static str,
+    is_mesh_service: bool,
     policies: PolicyTable,
     rng: Arc<dyn Rng>,
     shadows: OtherTargets<Shadow<T>>,
@@ -80,6 +82,7 @@ impl<S: Clone, T> Clone for Mirror<S, T> {
 
 pub(crate) fn mirror<S, T>(
     service: &'static str,
+    is_mesh_service: bool,
     policies: PolicyTable,
     traffic: TrafficPolicy,
     rng: Arc<dyn Rng>,
@@ -90,6 +93,7 @@ pub(crate) fn mirror<S, T>(
     };
     let shared = Arc::new(Shared {
         service,
+        is_mesh_service,
         policies,
         rng,
         shadows: OtherTargets::new(traffic, TrafficPolicy::has_mirror, make),
@@ -117,6 +121,10 @@ impl<T> Shared<T> {
     fn mirrored(&self, request: &Request) -> Option<Mirrored<T>> {
         let call: &ClientCall = request.extensions().get()?;
         let mirror = call.rule.as_ref()?.mirror.as_ref()?;
+        if !self.is_mesh_service {
+            self.drop_call(&mirror.name, "external");
+            return None;
+        }
         if is_mirrored() || self.rng.fraction() * 100.0 >= f64::from(mirror.percent) {
             return None;
         }
@@ -145,7 +153,7 @@ impl<T> Shared<T> {
     fn end(&self, shadow: &OtherTarget<Shadow<T>>, policy: &MethodPolicy, result: Result<(), &Status>) {
         let code = result.map_or_else(Status::code, |()| Code::Ok);
         self.mirrored.add(1, &self.labels(&shadow.name, RPC_STATUS, code_name(code)));
-        let Err(status) = result else { return };
+        let Some(status) = result.err().filter(|status| is_server_error(status.code())) else { return };
         if let Some(occurrences) = shadow.failures.count(Instant::now()) {
             let (backend, method, code) = (&shadow.name, policy.name(), code_name(code));
             tracing::warn!(target: "ordermesh", backend, method, code, occurrences, "mirrored calls failed: {}", status.message());
@@ -167,10 +175,14 @@ where
         let (began, visited) = (Instant::now(), Visited::default());
         let index = self.policies.index(policy.path);
         let observed = shadow.observer.begin(index, None).with_attempts(visited.attempts());
+        // Only for taps: the shadow's span is a child of the original call's.
+        let original = parts.extensions.get::<ClientCall>().and_then(|call| call.operation.clone());
+        let original = original.filter(|operation| observed.is_tapped() && !operation.span().is_disabled());
         deadline.write_to(began, &mut parts.headers);
         parts.headers.insert(MIRRORED_HEADER, HeaderValue::from_static("1"));
         let (policy_of, at) = (Some(policy), deadline.at);
-        let call = ClientCall { policy: policy_of, deadline: Some(deadline), visited, ..ClientCall::default() };
+        let tap = observed.details().cloned();
+        let call = ClientCall { policy: policy_of, deadline: Some(deadline), visited, tap, ..ClientCall::default() };
         parts.extensions.insert(call);
         let request = Request::from_parts(parts, body_of(bytes));
         let (shared, mut stack) = (self.clone(), shadow.stack.clone());
@@ -184,7 +196,7 @@ where
                 code: status.map_or(Code::Ok, Status::code),
                 took: began.elapsed(),
                 response_bytes: result.as_ref().copied().unwrap_or_default(),
-                tap: observed.is_tapped().then_some(TapEnd { status, operation: None }),
+                tap: observed.is_tapped().then(|| TapEnd { status, operation: original.as_ref() }),
             });
             shared.end(&shadow, policy, status.map_or(Ok(()), Err));
             drop(permit);
@@ -229,17 +241,17 @@ where
         self.shared.shadows.prune();
         let Some(mirrored) = self.shared.mirrored(&request) else { return self.inner.call(request) };
         let (parts, body) = request.into_parts();
-        let body = match Replay::of(body) {
+        match Replay::of(body) {
             Replay::Kept(bytes) => {
-                self.shared.send(mirrored, parts.clone(), bytes.clone());
-                body_of(bytes)
+                let work = self.inner.call(Request::from_parts(parts.clone(), body_of(bytes.clone())));
+                self.shared.send(mirrored, parts, bytes);
+                work
             }
             Replay::Once(body) => {
                 self.shared.drop_call(&mirrored.shadow.name, "request_size");
-                body
+                self.inner.call(Request::from_parts(parts, body))
             }
-        };
-        self.inner.call(Request::from_parts(parts, body))
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::client::call::ClientCall;
 use crate::client::visited::Visited;
 use crate::identity::caller::Untraced;
 use crate::monitor::observed::Observer;
-use crate::policy::PolicyTable;
+use crate::policy::{Idempotency, PolicyTable};
 use crate::traffic::TrafficPolicy;
 
 #[derive(Clone)]
@@ -85,7 +85,9 @@ where
             let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
-        let is_mirrored = is_mirrored();
+        // A call with side effects is an event, whatever it is made for.
+        let is_mirrored =
+            policy.is_some_and(|policy| policy.idempotency == Idempotency::NoSideEffects) && is_mirrored();
         if is_mirrored && config.is_mesh_service {
             request.headers_mut().insert(MIRRORED_HEADER, HeaderValue::from_static("1"));
         }

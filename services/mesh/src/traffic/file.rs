@@ -319,7 +319,7 @@ fn rule(
         timeout: timeout.filter(|_| is_called),
         fault: fault.map(|text| self::fault(text, allow_faults)).transpose()?.filter(|_| is_called),
         backends: Vec::new(),
-        mirror: mirror(filters, matched, targets)?.filter(|_| is_called),
+        mirror: mirror(filters, backend_refs, matched, targets)?.filter(|_| is_called),
         audited_callers: audit.map(|audit| callers(text, audit, policy, policies)).transpose()?,
     }))
 }
@@ -416,6 +416,7 @@ fn timeout(text: &Timeouts, policy: &MethodPolicy, is_named: bool) -> Result<Opt
 /// Of a service's methods, those with side effects, and streams, are not mirrored; a method that is named must be mirrored.
 fn mirror(
     filters: &[Spanned<FilterText>],
+    backend_refs: &[Spanned<BackendRef>],
     matched: &Matched,
     targets: &BTreeMap<String, Addresses>,
 ) -> Result<Option<Mirror>, String> {
@@ -431,6 +432,9 @@ fn mirror(
     let Some(addresses) = targets.get(&name.value) else {
         return Err(of(name, format!("no target is named {}", quoted(&name.value))));
     };
+    if let Some(text) = backend_refs.iter().find(|text| text.value.name.value == name.value) {
+        return Err(of(text, format!("{} would get some of these calls twice: it gets copies, too", name.value)));
+    }
     let percent = request_mirror.percent.as_ref().map_or(100, |percent| percent.value);
     if let Some(text) = request_mirror.percent.as_ref().filter(|percent| percent.value > 100) {
         return Err(of(text, "percent is 0 to 100"));

@@ -19,6 +19,7 @@ use crate::call::{Call, method_name};
 use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::non_recording;
 use crate::monitor::observed::Observer;
+use crate::policy::Idempotency;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::server::rejections::{Cause, Rejections};
@@ -64,8 +65,10 @@ impl ServerLayer for ServerTelemetry {
                 Ok(response)
             });
         }
-        // Its caller gets nothing of it.
-        let is_mirrored = call.known_service().is_some() && request.headers().contains_key(MIRRORED_HEADER);
+        // Its caller gets nothing of it. A call with side effects is an event, whoever marks it.
+        let may_be_mirrored = call.policy.is_some_and(|policy| policy.idempotency == Idempotency::NoSideEffects);
+        let is_mirrored =
+            may_be_mirrored && call.known_service().is_some() && request.headers().contains_key(MIRRORED_HEADER);
         let operation = config.open(&request, &call, is_mirrored);
         // Until identity admits the caller: anonymous clients must not fill the event store.
         operation.hold_until_admitted();

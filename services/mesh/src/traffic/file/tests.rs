@@ -190,6 +190,10 @@ fn what_is_wrong_is_refused_in_one_line_with_its_position() {
         (SHADOW.to_owned() + &mirrored("service: payment.v1.Payments", "shadow", ""), "no method that this rule matches can be mirrored"),
         (SHADOW.to_owned() + &mirrored("service: data.v1.Catalog, method: Watch", "shadow", ""), "data.v1.Catalog/Watch is a stream, and cannot be mirrored"),
         (
+            SHADOW.to_owned() + &split("data.v1.Catalog", "{ name: data }, { name: shadow }") + &format!("  filters: [{MIRROR}]\n"),
+            "shadow would get some of these calls twice",
+        ),
+        (
             SHADOW.to_owned() + &with(GET, &format!("filters: [{MIRROR}, {MIRROR}]")),
             "a rule mirrors calls to one target",
         ),
