@@ -65,7 +65,7 @@ impl ServerLayer for ServerTelemetry {
                 Ok(response)
             });
         }
-        // Its caller gets nothing of it. A call with side effects is an event, whoever marks it.
+        // Its caller gets nothing of it. A call with side effects is an event even if it is marked.
         let may_be_mirrored = call.policy.is_some_and(|policy| policy.idempotency == Idempotency::NoSideEffects);
         let is_mirrored =
             may_be_mirrored && call.known_service().is_some() && request.headers().contains_key(MIRRORED_HEADER);
