@@ -196,7 +196,7 @@ where
                 code: status.map_or(Code::Ok, Status::code),
                 took: began.elapsed(),
                 response_bytes: result.as_ref().copied().unwrap_or_default(),
-                tap: observed.is_tapped().then(|| TapEnd { status, operation: original.as_ref() }),
+                tap: observed.is_tapped().then_some(TapEnd { status, operation: original.as_ref() }),
             });
             shared.end(&shadow, policy, status.map_or(Ok(()), Err));
             drop(permit);
