@@ -52,7 +52,7 @@ async fn a_fault_is_injected_while_the_file_says_so_and_its_event_names_it() {
 
     let status: Status = ada.create(mugs(1)).await.expect_err("the lookup fails");
     assert_eq!(rejection(&status), error_of(Code::Unavailable, "LOOKUP_FAILED", "order"), "before the first call");
-    let lookup = system.data.failure(EventType::DataLookup, "UNAVAILABLE").await;
+    let lookup = system.data.failure(EventType::DataLookup, "CONNECTION_ERROR").await;
     assert_eq!(lookup.attributes["ordermesh.fault"], "code UNAVAILABLE");
     let before = state(&operator).await;
     assert_eq!((before.rule_count, before.refusal.as_str(), before.digest.len()), (1, "", 64));
