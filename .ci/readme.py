@@ -153,7 +153,7 @@ def check_scenario(scenario, dedicated, system, jaeger):
 def check_demo(output, shell, system, jaeger):
     """Every scenario that the demo has run."""
     executed = scenarios(output)
-    dedicated = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"`--\w+\.[\w-]+ ", line)}
+    dedicated = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"\(`--\w+\.[\w-]+ |\(traffic policy: ", line)}
     check(len(executed) >= 60 and len(dedicated) == 5, f"the demo runs every scenario: {len(executed)}, and {dedicated} on systems of their own")
     for scenario in executed:
         check_scenario(scenario, scenario.name in dedicated, system, jaeger)

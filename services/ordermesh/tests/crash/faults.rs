@@ -110,9 +110,9 @@ impl Plan {
         let mut taken = Vec::new();
         while let Some(index) = injections.iter().position(|(at, _)| *at == spot) {
             let Some((_, injection)) = injections.remove(index) else { break };
-            let ends = matches!(injection, Injection::Crash);
+            let ends = matches!(injection, Injection::Crash | Injection::Stall);
             taken.push(injection);
-            // A second crash here is for the next driver that visits this point.
+            // A second one here is for the next driver that visits this point: a driver stalls once.
             if ends {
                 break;
             }
