@@ -1,6 +1,7 @@
 //! The gateway's errors. Their reasons are public: merchants act on them.
 
-use mesh::{Kind, Rejected, Rejection, Violation};
+use mesh::{ErrorStatus, ServiceError, Violation};
+use tonic::Code;
 
 /// The service's name: the domain of its errors is `gateway.ordermesh`.
 pub(crate) const SERVICE: &str = "gateway";
@@ -30,17 +31,17 @@ pub enum Error {
     Ledger(#[from] storage::Error),
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
         match self {
-            Self::InvalidApiKey => Rejection::new(Kind::Unauthenticated, "INVALID_API_KEY"),
-            Self::InvalidArgument(violations) => Rejection::invalid("INVALID_ARGUMENT", violations),
-            Self::ChargeKeyReused => Rejection::new(Kind::AlreadyExists, "CHARGE_KEY_REUSED"),
-            Self::ChargeNotFound => Rejection::new(Kind::NotFound, "CHARGE_NOT_FOUND"),
-            Self::ChargeNotRefundable => Rejection::new(Kind::FailedPrecondition, "CHARGE_NOT_REFUNDABLE"),
-            Self::Unavailable => Rejection::new(Kind::Unavailable, "GATEWAY_UNAVAILABLE"),
-            Self::Ledger(error) if error.is_unavailable() => Rejection::new(Kind::Unavailable, "GATEWAY_UNAVAILABLE"),
-            Self::Ledger(_) => Rejection::new(Kind::Internal, "INTERNAL"),
+            Self::InvalidApiKey => ErrorStatus::new(Code::Unauthenticated, "INVALID_API_KEY"),
+            Self::InvalidArgument(violations) => ErrorStatus::invalid("INVALID_ARGUMENT", violations),
+            Self::ChargeKeyReused => ErrorStatus::new(Code::AlreadyExists, "CHARGE_KEY_REUSED"),
+            Self::ChargeNotFound => ErrorStatus::new(Code::NotFound, "CHARGE_NOT_FOUND"),
+            Self::ChargeNotRefundable => ErrorStatus::new(Code::FailedPrecondition, "CHARGE_NOT_REFUNDABLE"),
+            Self::Unavailable => ErrorStatus::new(Code::Unavailable, "GATEWAY_UNAVAILABLE"),
+            Self::Ledger(error) if error.is_unavailable() => ErrorStatus::new(Code::Unavailable, "GATEWAY_UNAVAILABLE"),
+            Self::Ledger(_) => ErrorStatus::new(Code::Internal, "INTERNAL"),
         }
     }
 }
@@ -80,8 +81,10 @@ mod tests {
             Error::Ledger(storage::Error::Closed),
             Error::Ledger(storage::Error::Panicked),
         ];
-        let listed: Vec<String> =
-            all.iter().map(|error| format!("{:?} {}", error.rejection().kind, error.rejection().reason)).collect();
+        let listed: Vec<String> = all
+            .iter()
+            .map(|error| format!("{:?} {}", error.error_status().code, error.error_status().reason))
+            .collect();
         assert_eq!(
             listed,
             [

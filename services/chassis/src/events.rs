@@ -12,7 +12,7 @@ use kernel::{Clock, SystemClock};
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
-use telemetry::{Disposition, Ended, ErrorClass, EventSink, EventStatus, Kind, LogLimit, TraceEvent};
+use telemetry::{Disposition, Ended, ErrorType, EventSink, EventStatus, Kind, LogLimit, TraceEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -50,32 +50,32 @@ enum Verdict {
 #[rustfmt::skip]
 fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let error = event.error.as_ref();
-    let class = error.and_then(|error| ErrorClass::named(&error.kind));
+    let error_type = error.and_then(|error| ErrorType::named(&error.error_type));
     let has_reason = |reason| error.is_some_and(|error| error.reason == reason);
     let (unreachable, injected) = (has_reason("UNREACHABLE"), has_reason(mesh::INJECTED_FAULT));
     match (event.event_type.as_str(), kind) {
         // A log-in needs no credentials, so a malformed one is only a metric and a span. Its success is written with
         // the session; a rejection by a limit is a metric too.
-        ("user_login", Kind::Server) => match (error, class) {
-            (None, _) | (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))  => Verdict::Nothing,
+        ("user_login", Kind::Server) => match (error, error_type) {
+            (None, _) | (_, Some(ErrorType::ValidationError | ErrorType::ResourceExhausted))  => Verdict::Nothing,
             (Some(_), _)                                                                => Verdict::Unchanged,
         },
         // The same, but malformed requests are stored too.
-        ("order_creation" | "audit", Kind::Server) => match (error, class) {
-            (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
+        ("order_creation" | "audit", Kind::Server) => match (error, error_type) {
+            (None, _) | (_, Some(ErrorType::ResourceExhausted))       => Verdict::Nothing,
             (Some(_), _)                                              => Verdict::Unchanged,
         },
         // A lookup with a result is a success, even if the result is NOT_FOUND.
-        ("data_lookup", Kind::Server) => match (error, class) {
+        ("data_lookup", Kind::Server) => match (error, error_type) {
             (None, _)                                                                   => Verdict::Unchanged,
-            (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))      => Verdict::Nothing,
-            (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Success,
+            (_, Some(ErrorType::ValidationError | ErrorType::ResourceExhausted))        => Verdict::Nothing,
+            (_, Some(ErrorType::NotFound | ErrorType::FailedPrecondition))              => Verdict::Success,
             (Some(_), _)                                                                => Verdict::Unchanged,
         },
         // The client's side is an event only when the peer did not respond.
         ("data_lookup" | "payment_processing", Kind::Client) if injected              => Verdict::Unchanged,
-        ("data_lookup", Kind::Client) => match class {
-            Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::Unchanged,
+        ("data_lookup", Kind::Client) => match error_type {
+            Some(ErrorType::Timeout | ErrorType::ConnectionError)                       => Verdict::Unchanged,
             Some(_) | None                                                              => Verdict::Nothing,
         },
         // Without a response, the outcome of a payment request is unknown, and that is no event: only a request that
@@ -91,16 +91,16 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
 /// nothing.
 #[rustfmt::skip]
 fn max_per_second(event: &TraceEvent) -> Option<u32> {
-    let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
-    match (event.event_type.as_str(), class) {
+    let error_type = event.error.as_ref().and_then(|error| ErrorType::named(&error.error_type));
+    match (event.event_type.as_str(), error_type) {
         ("data_lookup", _) if event.order_id.is_none()                                              => Some(MAX_LOOKUPS_PER_SECOND),
         // Lookups for orders with a result are all stored. A failed one rejects its order, which is an event too.
         ("data_lookup", Some(_))                                                                    => Some(MAX_REJECTIONS_PER_SECOND),
         // Each order's first failure is stored, and its outcome; those in between are counted.
         ("payment_processing", Some(_)) if event.attributes.contains_key(mesh::ATTEMPT)             => Some(MAX_REPEATS_PER_SECOND),
-        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MAX_REJECTIONS_PER_SECOND),
+        (_, Some(ErrorType::OutOfMemoryError | ErrorType::ValidationError))                         => Some(MAX_REJECTIONS_PER_SECOND),
         ("audit", Some(_))                                                                          => Some(MAX_REJECTIONS_PER_SECOND),
-        ("user_login" | "order_creation", Some(ErrorClass::Unauthenticated | ErrorClass::FailedPrecondition))
+        ("user_login" | "order_creation", Some(ErrorType::Unauthenticated | ErrorType::FailedPrecondition))
                                                                                                     => Some(MAX_NEGATIVE_RESULTS_PER_SECOND),
         ("user_login" | "order_creation", Some(_))                                                  => Some(MAX_REJECTIONS_PER_SECOND),
         (_, _)                                                                                      => None,
@@ -258,11 +258,11 @@ mod tests {
     use std::collections::BTreeMap;
     use telemetry::EventError;
 
-    fn event(event_type: &str, error_kind: Option<&str>) -> TraceEvent {
+    fn event(event_type: &str, error_type: Option<&str>) -> TraceEvent {
         TraceEvent {
             event_id: kernel::IdSource::uuid(&kernel::SystemIds),
             event_type: event_type.to_owned(),
-            status: if error_kind.is_some() { EventStatus::Failed } else { EventStatus::Success },
+            status: if error_type.is_some() { EventStatus::Failed } else { EventStatus::Success },
             service: "order".into(),
             instance: "order-1".into(),
             operation: "op".into(),
@@ -272,7 +272,11 @@ mod tests {
             duration_micros: 0,
             order_id: None,
             user_id: None,
-            error: error_kind.map(|kind| EventError { kind: kind.into(), reason: "R".into(), message: "m".into() }),
+            error: error_type.map(|error_type| EventError {
+                error_type: error_type.into(),
+                reason: "R".into(),
+                message: "m".into(),
+            }),
             attributes: BTreeMap::new(),
             suppressed_count: 0,
         }

@@ -21,9 +21,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use kernel::error::chain;
-use mesh::{Kind, Rejection};
+use mesh::ErrorStatus;
 use telemetry::LogLimit;
 use tokio::time::Instant;
+use tonic::Code;
 
 pub mod admin;
 pub mod audit;
@@ -67,15 +68,15 @@ pub(crate) fn version() -> &'static str {
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A store's error as its service's caller sees it: `STORE_FAILED`, UNAVAILABLE if waiting may cure it and INTERNAL if
-/// not. The cause of an unavailable store is logged here, at most once a second: the caller gets only its class. (The
+/// not. The cause of an unavailable store is logged here, at most once a second: the caller gets only its type. (The
 /// mesh logs internal errors.)
-pub fn store_failed(error: &storage::Error) -> Rejection<'static> {
+pub fn store_failed(error: &storage::Error) -> ErrorStatus<'static> {
     if !error.is_unavailable() {
-        return Rejection::new(Kind::Internal, "STORE_FAILED").caused_by(error.class());
+        return ErrorStatus::new(Code::Internal, "STORE_FAILED").caused_by(error.error_type());
     }
     static LOG_LIMIT: LogLimit = LogLimit::new();
     if let Some(occurrences) = LOG_LIMIT.count(Instant::now()) {
         tracing::warn!(target: "ordermesh", occurrences, chain = %chain(error), "the store is unavailable");
     }
-    Rejection::new(Kind::Unavailable, "STORE_FAILED").caused_by(error.class()).retry_after(STORE_RETRY_AFTER)
+    ErrorStatus::new(Code::Unavailable, "STORE_FAILED").caused_by(error.error_type()).retry_after(STORE_RETRY_AFTER)
 }

@@ -201,7 +201,7 @@ pub fn encode_event(event: &TraceEvent) -> data::TraceEvent {
         order_id: event.order_id.map(|id| id.to_string()).unwrap_or_default(),
         user_id: event.user_id.map(|id| id.to_string()).unwrap_or_default(),
         error: event.error.as_ref().map(|error| data::EventError {
-            r#type: error.kind.clone(),
+            r#type: error.error_type.clone(),
             reason: error.reason.clone(),
             message: error.message.clone(),
         }),

@@ -114,7 +114,11 @@ fn checked(origin: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
         duration_micros,
         order_id: optional_uuid(&event.order_id).ok_or("order_id is not a UUID")?,
         user_id: optional_uuid(&event.user_id).ok_or("user_id is not a UUID")?,
-        error: event.error.map(|error| EventError { kind: error.r#type, reason: error.reason, message: error.message }),
+        error: event.error.map(|error| EventError {
+            error_type: error.r#type,
+            reason: error.reason,
+            message: error.message,
+        }),
         attributes: event.attributes.into_iter().collect(),
         suppressed_count: event.suppressed_count,
     })

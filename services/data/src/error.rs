@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Rejected, Rejection};
+use mesh::{ErrorStatus, ServiceError};
 use sea_orm::DbErr;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// When a caller may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -68,23 +68,23 @@ impl storage::Failure for Error {
     }
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
-        let unavailable = |reason| Rejection::new(Kind::Unavailable, reason).retry_after(RETRY_AFTER);
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
+        let unavailable = |reason| ErrorStatus::new(Code::Unavailable, reason).retry_after(RETRY_AFTER);
         match self {
-            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::Invalid(invalid) => ErrorStatus::invalid("INVALID_ARGUMENT", &invalid.0),
             Self::NoDeliveryZone { country } => {
-                Rejection::new(Kind::NotFound, "NO_DELIVERY_ZONE").with("country_code", country)
+                ErrorStatus::new(Code::NotFound, "NO_DELIVERY_ZONE").with("country_code", country)
             }
-            Self::EtagMismatch { sku } => Rejection::new(Kind::Aborted, "ETAG_MISMATCH").with("sku", sku),
-            Self::CursorExpired => Rejection::new(Kind::OutOfRange, "CURSOR_EXPIRED"),
+            Self::EtagMismatch { sku } => ErrorStatus::new(Code::Aborted, "ETAG_MISMATCH").with("sku", sku),
+            Self::CursorExpired => ErrorStatus::new(Code::OutOfRange, "CURSOR_EXPIRED"),
             Self::Draining => unavailable("DRAINING"),
-            Self::TokenExpired => Rejection::new(Kind::Unauthenticated, "TOKEN_EXPIRED"),
+            Self::TokenExpired => ErrorStatus::new(Code::Unauthenticated, "TOKEN_EXPIRED"),
             Self::TooManyFollowers => unavailable("TOO_MANY_FOLLOWERS"),
             Self::TooManySearches => {
-                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_SEARCHES").retry_after(RETRY_AFTER)
+                ErrorStatus::new(Code::ResourceExhausted, "TOO_MANY_SEARCHES").retry_after(RETRY_AFTER)
             }
-            Self::FollowerTooSlow(_) => Rejection::new(Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW"),
+            Self::FollowerTooSlow(_) => ErrorStatus::new(Code::ResourceExhausted, "FOLLOWER_TOO_SLOW"),
             Self::Storage(error) => chassis::store_failed(error),
         }
     }
@@ -104,22 +104,22 @@ mod tests {
     fn the_reasons_are_those_of_the_contract() {
         let corrupt = storage::Error::Corrupt { what: "currency", value: "EURO".into() };
         let all = [
-            (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT", "ValidationError"),
-            (Error::NoDeliveryZone { country: "AQ".into() }, Kind::NotFound, "NO_DELIVERY_ZONE", "NOT_FOUND"),
-            (Error::EtagMismatch { sku: "MUG".into() }, Kind::Aborted, "ETAG_MISMATCH", "ABORTED"),
-            (Error::CursorExpired, Kind::OutOfRange, "CURSOR_EXPIRED", "OUT_OF_RANGE"),
-            (Error::Draining, Kind::Unavailable, "DRAINING", "UNAVAILABLE"),
-            (Error::TokenExpired, Kind::Unauthenticated, "TOKEN_EXPIRED", "UNAUTHENTICATED"),
-            (Error::TooManyFollowers, Kind::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
-            (Error::TooManySearches, Kind::ResourceExhausted, "TOO_MANY_SEARCHES", "RESOURCE_EXHAUSTED"),
-            (Error::FollowerTooSlow(RETRY_AFTER), Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
-            (Error::Storage(corrupt), Kind::Internal, "STORE_FAILED", "INTERNAL"),
-            (Error::Storage(storage::Error::Panicked), Kind::Internal, "STORE_FAILED", "INTERNAL"),
-            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "STORE_FAILED", "UNAVAILABLE"),
+            (Error::Invalid(Invalid(vec![])), Code::InvalidArgument, "INVALID_ARGUMENT", "ValidationError"),
+            (Error::NoDeliveryZone { country: "AQ".into() }, Code::NotFound, "NO_DELIVERY_ZONE", "NOT_FOUND"),
+            (Error::EtagMismatch { sku: "MUG".into() }, Code::Aborted, "ETAG_MISMATCH", "ABORTED"),
+            (Error::CursorExpired, Code::OutOfRange, "CURSOR_EXPIRED", "OUT_OF_RANGE"),
+            (Error::Draining, Code::Unavailable, "DRAINING", "UNAVAILABLE"),
+            (Error::TokenExpired, Code::Unauthenticated, "TOKEN_EXPIRED", "UNAUTHENTICATED"),
+            (Error::TooManyFollowers, Code::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
+            (Error::TooManySearches, Code::ResourceExhausted, "TOO_MANY_SEARCHES", "RESOURCE_EXHAUSTED"),
+            (Error::FollowerTooSlow(RETRY_AFTER), Code::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
+            (Error::Storage(corrupt), Code::Internal, "STORE_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Panicked), Code::Internal, "STORE_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Closed), Code::Unavailable, "STORE_FAILED", "UNAVAILABLE"),
         ];
-        for (error, kind, reason, class) in all {
-            assert_eq!((error.rejection().kind, error.rejection().reason), (kind, reason), "{error}");
-            assert_eq!(mesh::error_class(&mesh::status("data", &error)).kind, class, "{error}");
+        for (error, code, reason, error_type) in all {
+            assert_eq!((error.error_status().code, error.error_status().reason), (code, reason), "{error}");
+            assert_eq!(mesh::event_error(&mesh::status("data", &error)).error_type, error_type, "{error}");
         }
     }
 
@@ -127,9 +127,9 @@ mod tests {
     fn only_transient_errors_have_a_retry_delay() {
         let closed = Error::Storage(storage::Error::Closed);
         for error in [closed, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
-            assert_eq!(error.rejection().retry_after, Some(RETRY_AFTER), "{error}");
+            assert_eq!(error.error_status().retry_after, Some(RETRY_AFTER), "{error}");
         }
-        assert_eq!(Error::CursorExpired.rejection().retry_after, None);
-        assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.rejection().retry_after, None);
+        assert_eq!(Error::CursorExpired.error_status().retry_after, None);
+        assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.error_status().retry_after, None);
     }
 }

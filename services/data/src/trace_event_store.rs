@@ -152,7 +152,7 @@ fn rows(events: &[TraceEvent]) -> Rows {
         .with("duration_micros", events.iter().map(|event| event.duration_micros))
         .with("order_id", events.iter().map(|event| event.order_id))
         .with("user_id", events.iter().map(|event| event.user_id))
-        .with("error_type", error(|error| &error.kind))
+        .with("error_type", error(|error| &error.error_type))
         .with("error_reason", error(|error| &error.reason))
         .with("error_message", error(|error| &error.message))
         .with("attributes", events.iter().map(attributes))
@@ -202,8 +202,8 @@ pub(crate) fn event(row: Model) -> Result<TraceEvent, Error> {
         duration_micros: row.duration_micros,
         order_id: row.order_id,
         user_id: row.user_id,
-        error: row.error_type.map(|kind| EventError {
-            kind,
+        error: row.error_type.map(|error_type| EventError {
+            error_type,
             reason: row.error_reason.unwrap_or_default(),
             message: row.error_message.unwrap_or_default(),
         }),

@@ -60,5 +60,5 @@ pub use server::listen::listen;
 pub use server::memory_limit::budget_of;
 pub use server::serve::Server;
 pub use server::server;
-pub use status::{INJECTED_FAULT, Kind, Rejected, Rejection, Violation, code_name, error_class, status};
+pub use status::{ErrorStatus, INJECTED_FAULT, ServiceError, Violation, code_name, event_error, status};
 pub use traffic::{Backend, Fault, TrafficPolicy, TrafficRule, TrafficState};

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use kernel::error::chain;
-use telemetry::{ErrorClass, EventError};
+use telemetry::{ErrorType, EventError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -35,60 +35,12 @@ pub const INJECTED_FAULT: &str = "INJECTED_FAULT";
 
 /// The suffix of the domains of this platform's errors.
 const PLATFORM: &str = ".ordermesh";
-/// ErrorInfo's metadata key for the class of an error's cause: see [`Rejection::cause`].
+/// ErrorInfo's metadata key for the type of an error's cause: see [`ErrorStatus::cause`].
 const CAUSE: &str = "cause";
 
 /// Details are sent in one header, in base64, and many clients accept at most 8 KiB of headers: violations beyond this
 /// are counted and not listed.
 const MAX_VIOLATION_BYTES: usize = 3_000;
-
-/// The kind of an error, which determines its gRPC code.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// The request itself is wrong, whatever the state.
-    InvalidArgument,
-    /// It does not exist, or belongs to another user.
-    NotFound,
-    /// It exists already.
-    AlreadyExists,
-    /// The caller lacks permission.
-    PermissionDenied,
-    /// The caller is not authenticated.
-    Unauthenticated,
-    /// Not in this state; retrying does not help until the state changes.
-    FailedPrecondition,
-    /// A concurrent change was faster; read again and start over.
-    Aborted,
-    /// A quota or a limit is used up.
-    ResourceExhausted,
-    /// Temporarily not possible; the same call may be retried.
-    Unavailable,
-    /// The deadline has passed.
-    DeadlineExceeded,
-    /// Beyond the end of the data.
-    OutOfRange,
-    /// A server error: the chain is logged, the caller gets "internal error".
-    Internal,
-}
-
-impl Kind {
-    fn code(self) -> Code {
-        match self {
-            Self::InvalidArgument => Code::InvalidArgument,
-            Self::NotFound => Code::NotFound,
-            Self::AlreadyExists => Code::AlreadyExists,
-            Self::PermissionDenied => Code::PermissionDenied,
-            Self::Unauthenticated => Code::Unauthenticated,
-            Self::FailedPrecondition => Code::FailedPrecondition,
-            Self::Aborted => Code::Aborted,
-            Self::ResourceExhausted => Code::ResourceExhausted,
-            Self::Unavailable => Code::Unavailable,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::OutOfRange => Code::OutOfRange,
-            Self::Internal => Code::Internal,
-        }
-    }
-}
 
 /// An invalid field.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,33 +53,33 @@ pub struct Violation {
     pub description: String,
 }
 
-/// How a service's error is sent to its caller: one row of the service's table of errors (AIP-193).
+/// The gRPC status of a service's error: one row of the service's table of errors (AIP-193).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rejection<'e> {
-    /// Determines the gRPC code.
-    pub kind: Kind,
+pub struct ErrorStatus<'e> {
+    /// Never OK. The message of INTERNAL is not sent: the error is logged.
+    pub code: Code,
     /// UPPER_SNAKE_CASE: part of the public contract.
     pub reason: &'static str,
     /// ErrorInfo's metadata. Never a secret.
     pub metadata: Vec<(&'static str, String)>,
     /// All invalid fields of the request.
     pub violations: &'e [Violation],
-    /// The class of the error's cause, where it is known and the code does not express it: an order that fails because
+    /// The type of the error's cause, where it is known and the code does not express it: an order that fails because
     /// a lookup timed out is a TIMEOUT, whatever its code. Sent as ErrorInfo's metadata `cause`.
-    pub cause: Option<ErrorClass>,
+    pub cause: Option<ErrorType>,
     /// When to retry: RetryInfo.
     pub retry_after: Option<Duration>,
 }
 
-impl<'e> Rejection<'e> {
-    /// An error of this kind, for this reason.
-    pub fn new(kind: Kind, reason: &'static str) -> Self {
-        Self { kind, reason, metadata: Vec::new(), violations: &[], cause: None, retry_after: None }
+impl<'e> ErrorStatus<'e> {
+    /// A status with this code, for this reason.
+    pub fn new(code: Code, reason: &'static str) -> Self {
+        Self { code, reason, metadata: Vec::new(), violations: &[], cause: None, retry_after: None }
     }
 
     /// An invalid request, with all of its violations.
     pub fn invalid(reason: &'static str, violations: &'e [Violation]) -> Self {
-        Self { violations, ..Self::new(Kind::InvalidArgument, reason) }
+        Self { violations, ..Self::new(Code::InvalidArgument, reason) }
     }
 
     /// Adds a key to the metadata.
@@ -137,9 +89,9 @@ impl<'e> Rejection<'e> {
         self
     }
 
-    /// Sets the class of the error's cause.
+    /// Sets the type of the error's cause.
     #[must_use]
-    pub fn caused_by(self, cause: impl Into<Option<ErrorClass>>) -> Self {
+    pub fn caused_by(self, cause: impl Into<Option<ErrorType>>) -> Self {
         Self { cause: cause.into(), ..self }
     }
 
@@ -150,22 +102,22 @@ impl<'e> Rejection<'e> {
     }
 }
 
-/// A service's error, as its caller sees it.
-pub trait Rejected: Error + 'static {
-    /// The row of the service's table.
-    fn rejection(&self) -> Rejection<'_>;
+/// A service's error, which its caller gets as a gRPC status.
+pub trait ServiceError: Error + 'static {
+    /// The row of the service's table of errors.
+    fn error_status(&self) -> ErrorStatus<'_>;
 }
 
 /// The gRPC status of an error of the service `domain_service` ("order" → domain "order.ordermesh"). An internal error
 /// is logged with its whole chain; its caller gets only the reason.
-pub fn status<E: Rejected>(domain_service: &str, error: &E) -> Status {
+pub fn status<E: ServiceError>(domain_service: &str, error: &E) -> Status {
     let domain = format!("{domain_service}.ordermesh");
-    let Rejection { kind, reason, metadata, violations, cause, retry_after } = error.rejection();
+    let ErrorStatus { code, reason, metadata, violations, cause, retry_after } = error.error_status();
     let mut details = ErrorDetails::new();
     if let Some(delay) = retry_after {
         details.set_retry_info(Some(delay));
     }
-    if kind == Kind::Internal {
+    if code == Code::Internal {
         // An outage may cause many: at most one line a second for each reason.
         static LOG_LIMIT: LogLimits = LogLimits::new();
         if let Some(occurrences) = LOG_LIMIT.count(reason, Instant::now()) {
@@ -187,14 +139,14 @@ pub fn status<E: Rejected>(domain_service: &str, error: &E) -> Status {
     if !reported.is_empty() {
         details.set_bad_request(reported.iter().map(field_violation).collect::<Vec<_>>());
     }
-    if kind == Kind::FailedPrecondition {
+    if code == Code::FailedPrecondition {
         details.add_precondition_failure_violation(reason, domain.clone(), message.clone());
     }
-    if kind == Kind::ResourceExhausted {
+    if code == Code::ResourceExhausted {
         details.add_quota_failure_violation(domain.clone(), message.clone());
     }
     details.set_error_info(reason, domain, metadata);
-    Status::with_error_details(kind.code(), message, details)
+    Status::with_error_details(code, message, details)
 }
 
 /// As many violations as fit.
@@ -213,41 +165,41 @@ fn field_violation(violation: &Violation) -> FieldViolation {
     field
 }
 
-/// A status as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
-pub fn error_class(status: &Status) -> EventError {
+/// A status as a trace event's error: of the type that its ErrorInfo names as the cause, else of its code's.
+pub fn event_error(status: &Status) -> EventError {
     let info = if status.details().is_empty() { None } else { status.get_details_error_info() };
     // An external service's metadata may mean anything.
     let of_platform = info.as_ref().filter(|info| info.domain.ends_with(PLATFORM));
-    let cause = of_platform.and_then(|info| info.metadata.get(CAUSE)).and_then(|cause| ErrorClass::named(cause));
+    let cause = of_platform.and_then(|info| info.metadata.get(CAUSE)).and_then(|cause| ErrorType::named(cause));
     let reason = info.map(|info| info.reason);
-    let class = cause.unwrap_or_else(|| class_of(status.code(), reason.as_deref()));
-    EventError::new(class, reason.unwrap_or_else(|| code_name(status.code()).to_owned()), status.message())
+    let error_type = cause.unwrap_or_else(|| error_type_of(status.code(), reason.as_deref()));
+    EventError::new(error_type, reason.unwrap_or_else(|| code_name(status.code()).to_owned()), status.message())
 }
 
-/// The class of a status without a cause.
+/// The error type of a status without a cause.
 #[rustfmt::skip]
-fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
+fn error_type_of(code: Code, reason: Option<&str>) -> ErrorType {
     match (code, reason) {
-        (Code::ResourceExhausted, Some(OUT_OF_MEMORY))                   => ErrorClass::OutOfMemoryError,
-        (Code::ResourceExhausted, _)                                     => ErrorClass::ResourceExhausted,
-        (Code::InvalidArgument, _)                                       => ErrorClass::ValidationError,
-        (Code::DeadlineExceeded, _)                                      => ErrorClass::Timeout,
+        (Code::ResourceExhausted, Some(OUT_OF_MEMORY))                   => ErrorType::OutOfMemoryError,
+        (Code::ResourceExhausted, _)                                     => ErrorType::ResourceExhausted,
+        (Code::InvalidArgument, _)                                       => ErrorType::ValidationError,
+        (Code::DeadlineExceeded, _)                                      => ErrorType::Timeout,
         // Without a reason it is not from this platform: gRPC libraries report connection errors like this. An injected one
         // stands for them.
-        (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST | INJECTED_FAULT)) => ErrorClass::ConnectionError,
-        (Code::Unavailable, Some(_))                                     => ErrorClass::Unavailable,
-        (Code::Cancelled, _)                                             => ErrorClass::Cancelled,
-        (Code::NotFound, _)                                              => ErrorClass::NotFound,
-        (Code::AlreadyExists, _)                                         => ErrorClass::AlreadyExists,
-        (Code::PermissionDenied, _)                                      => ErrorClass::PermissionDenied,
-        (Code::FailedPrecondition, _)                                    => ErrorClass::FailedPrecondition,
-        (Code::Aborted, _)                                               => ErrorClass::Aborted,
-        (Code::OutOfRange, _)                                            => ErrorClass::OutOfRange,
-        (Code::Unimplemented, _)                                         => ErrorClass::Unimplemented,
-        (Code::Internal, _)                                              => ErrorClass::Internal,
-        (Code::DataLoss, _)                                              => ErrorClass::DataLoss,
-        (Code::Unauthenticated, _)                                       => ErrorClass::Unauthenticated,
-        (Code::Unknown | Code::Ok, _)                                    => ErrorClass::Unknown,
+        (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST | INJECTED_FAULT)) => ErrorType::ConnectionError,
+        (Code::Unavailable, Some(_))                                     => ErrorType::Unavailable,
+        (Code::Cancelled, _)                                             => ErrorType::Cancelled,
+        (Code::NotFound, _)                                              => ErrorType::NotFound,
+        (Code::AlreadyExists, _)                                         => ErrorType::AlreadyExists,
+        (Code::PermissionDenied, _)                                      => ErrorType::PermissionDenied,
+        (Code::FailedPrecondition, _)                                    => ErrorType::FailedPrecondition,
+        (Code::Aborted, _)                                               => ErrorType::Aborted,
+        (Code::OutOfRange, _)                                            => ErrorType::OutOfRange,
+        (Code::Unimplemented, _)                                         => ErrorType::Unimplemented,
+        (Code::Internal, _)                                              => ErrorType::Internal,
+        (Code::DataLoss, _)                                              => ErrorType::DataLoss,
+        (Code::Unauthenticated, _)                                       => ErrorType::Unauthenticated,
+        (Code::Unknown | Code::Ok, _)                                    => ErrorType::Unknown,
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use chassis::Invalid;
 use kernel::Money;
-use mesh::{Kind, Rejected, Rejection};
-use telemetry::ErrorClass;
+use mesh::{ErrorStatus, ServiceError};
+use telemetry::ErrorType;
+use tonic::Code;
 
 use crate::store::UnpaidLimit;
 
@@ -60,7 +61,7 @@ pub enum Error {
     #[error("the catalogue lookup failed: {cause}")]
     LookupFailed {
         /// For example TIMEOUT or CONNECTION_ERROR.
-        cause: ErrorClass,
+        cause: ErrorType,
     },
     /// The request id was used for another command.
     #[error("the request_id was used for another command")]
@@ -93,19 +94,19 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
-        let failed_precondition = |reason| Rejection::new(Kind::FailedPrecondition, reason);
-        let unavailable = |reason| Rejection::new(Kind::Unavailable, reason).retry_after(RETRY_AFTER);
-        let exhausted = |reason| Rejection::new(Kind::ResourceExhausted, reason).retry_after(RETRY_AFTER_LIMIT);
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
+        let failed_precondition = |reason| ErrorStatus::new(Code::FailedPrecondition, reason);
+        let unavailable = |reason| ErrorStatus::new(Code::Unavailable, reason).retry_after(RETRY_AFTER);
+        let exhausted = |reason| ErrorStatus::new(Code::ResourceExhausted, reason).retry_after(RETRY_AFTER_LIMIT);
         match self {
-            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
-            Self::UnknownSku(invalid) => Rejection::invalid("UNKNOWN_SKU", &invalid.0),
+            Self::Invalid(invalid) => ErrorStatus::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::UnknownSku(invalid) => ErrorStatus::invalid("UNKNOWN_SKU", &invalid.0),
             Self::MixedCurrencies { currencies } => {
-                Rejection::invalid("MIXED_CURRENCIES", &[]).with("currencies", currencies)
+                ErrorStatus::invalid("MIXED_CURRENCIES", &[]).with("currencies", currencies)
             }
             Self::AmountTooLarge { total, limit } => {
-                let rejection = Rejection::invalid("AMOUNT_TOO_LARGE", &[])
+                let rejection = ErrorStatus::invalid("AMOUNT_TOO_LARGE", &[])
                     .with("limit", limit)
                     .with("currency_code", limit.currency());
                 total.iter().fold(rejection, |rejection, total| rejection.with("total", total))
@@ -123,7 +124,7 @@ impl Rejected for Error {
             }
             Self::LookupFailed { cause } => unavailable("LOOKUP_FAILED").caused_by(*cause),
             Self::RequestIdReused => failed_precondition("REQUEST_ID_REUSED"),
-            Self::OrderNotFound => Rejection::new(Kind::NotFound, "ORDER_NOT_FOUND"),
+            Self::OrderNotFound => ErrorStatus::new(Code::NotFound, "ORDER_NOT_FOUND"),
             Self::OrderNotCancellable { state } => failed_precondition("ORDER_NOT_CANCELLABLE").with("state", state),
             Self::OrderNotRetryable { state } => failed_precondition("ORDER_NOT_RETRYABLE").with("state", state),
             Self::StockReserved { sku, reserved } => {
@@ -133,7 +134,7 @@ impl Rejected for Error {
                 failed_precondition("STOCK_NEGATIVE").with("sku", sku).with("on_hand", on_hand)
             }
             Self::Draining => unavailable("DRAINING"),
-            Self::TokenExpired => Rejection::new(Kind::Unauthenticated, "TOKEN_EXPIRED"),
+            Self::TokenExpired => ErrorStatus::new(Code::Unauthenticated, "TOKEN_EXPIRED"),
             Self::TooManyWatchers => exhausted("TOO_MANY_WATCHERS"),
             Self::Storage(error) => chassis::store_failed(error),
         }

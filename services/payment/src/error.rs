@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Rejected, Rejection};
+use mesh::{ErrorStatus, ServiceError};
+use tonic::Code;
 
 use crate::ports::NoResponse;
 
@@ -26,14 +27,14 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
         match self {
-            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
-            Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
-            Self::PaymentNotFound => Rejection::new(Kind::NotFound, "PAYMENT_NOT_FOUND"),
-            Self::GatewayUnreachable(no_response) => Rejection::new(Kind::Unavailable, "GATEWAY_UNREACHABLE")
-                .caused_by(no_response.class)
+            Self::Invalid(invalid) => ErrorStatus::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::RequestIdReused => ErrorStatus::new(Code::FailedPrecondition, "REQUEST_ID_REUSED"),
+            Self::PaymentNotFound => ErrorStatus::new(Code::NotFound, "PAYMENT_NOT_FOUND"),
+            Self::GatewayUnreachable(no_response) => ErrorStatus::new(Code::Unavailable, "GATEWAY_UNREACHABLE")
+                .caused_by(no_response.error_type)
                 .retry_after(Duration::from_secs(1)),
             Self::Storage(error) => chassis::store_failed(error),
         }
@@ -71,10 +72,12 @@ mod tests {
             Error::Storage(storage::Error::Closed),
             Error::Storage(storage::Error::Panicked),
         ];
-        let class = |error| mesh::error_class(&mesh::status("payment", error)).kind;
+        let error_type = |error| mesh::event_error(&mesh::status("payment", error)).error_type;
         let listed: Vec<String> = all
             .iter()
-            .map(|error| format!("{:?} {} {}", error.rejection().kind, error.rejection().reason, class(error)))
+            .map(|error| {
+                format!("{:?} {} {}", error.error_status().code, error.error_status().reason, error_type(error))
+            })
             .collect();
         assert_eq!(
             listed,

@@ -1,7 +1,7 @@
 //! A payment: the stored fields, its keys at the gateway, and the events of its states. Pure.
 
 use kernel::{Money, OrderId, Secret, Timestamp, UserId};
-use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
+use telemetry::{ErrorType, EventError, Outcome, TraceParent};
 
 use crate::lifecycle::{CancelRequested, Effect, State, pending_effect};
 
@@ -214,21 +214,20 @@ pub fn order_of(charge_key: &str) -> Option<OrderId> {
 /// The event of entering a state: the value of its attribute `operation`, and its outcome. None for states with a
 /// pending effect: being in doubt is not an event.
 pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Option<(&'static str, Outcome)> {
-    let failed = |class, reason: &str, message: String| Outcome::Failed(EventError::new(class, reason, message));
+    let failed =
+        |error_type, reason: &str, message: String| Outcome::Failed(EventError::new(error_type, reason, message));
     let code = decline.unwrap_or(DeclineCode::GenericDecline);
     match state {
         State::Succeeded => Some(("charge", Outcome::Success)),
         State::Refunded => Some(("refund", Outcome::Success)),
         State::Cancelled => Some(("cancel", Outcome::Success)),
-        State::Declined => {
-            Some(("charge", failed(ErrorClass::PaymentDeclined, code.name(), code.message().to_owned())))
-        }
+        State::Declined => Some(("charge", failed(ErrorType::PaymentDeclined, code.name(), code.message().to_owned()))),
         State::Failed => {
-            Some(("charge", failed(ErrorClass::GatewayTimeout, "GATEWAY_TIMEOUT", code.message().to_owned())))
+            Some(("charge", failed(ErrorType::GatewayTimeout, "GATEWAY_TIMEOUT", code.message().to_owned())))
         }
         State::RefundRefused => {
             let message = format!("the gateway refuses the refund: {detail}");
-            Some(("refund", failed(ErrorClass::RefundRefused, "REFUND_REFUSED", message)))
+            Some(("refund", failed(ErrorType::RefundRefused, "REFUND_REFUSED", message)))
         }
         State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
     }

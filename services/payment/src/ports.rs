@@ -17,7 +17,7 @@ use contracts::order::v1::payment_confirmation_service_client::PaymentConfirmati
 use futures_util::future::BoxFuture;
 use kernel::{Money, OrderId};
 use mesh::Channel;
-use telemetry::ErrorClass;
+use telemetry::ErrorType;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
@@ -97,8 +97,8 @@ pub enum RefundOutcome {
 /// No definite response: none at all, or an error, whatever its code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NoResponse {
-    /// The class of the error.
-    pub class: ErrorClass,
+    /// The type of the error.
+    pub error_type: ErrorType,
     /// A reason and a sentence.
     pub message: String,
     /// The gateway has no such row: a definite response only for GetCharge.
@@ -116,16 +116,16 @@ impl std::error::Error for NoResponse {}
 impl NoResponse {
     /// A response that cannot be used.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { class: ErrorClass::MalformedAnswer, message: message.into(), is_not_found: false }
+        Self { error_type: ErrorType::MalformedAnswer, message: message.into(), is_not_found: false }
     }
 }
 
 impl From<Status> for NoResponse {
     fn from(status: Status) -> Self {
-        let error = mesh::error_class(&status);
+        let error = mesh::event_error(&status);
         let message = shortened(&format!("{}: {}", error.reason, error.message), MAX_MESSAGE_BYTES);
-        let class = ErrorClass::named(&error.kind).unwrap_or(ErrorClass::Unknown);
-        Self { class, message, is_not_found: status.code() == Code::NotFound }
+        let error_type = ErrorType::named(&error.error_type).unwrap_or(ErrorType::Unknown);
+        Self { error_type, message, is_not_found: status.code() == Code::NotFound }
     }
 }
 

@@ -359,7 +359,7 @@ mod tests {
         for _ in 0..2 {
             let ended = Error::from(ask(endless).await.expect_err("an endless query"));
             assert!(ended.is_unavailable(), "{ended:?}");
-            assert_eq!(ended.class(), Some(telemetry::ErrorClass::Timeout));
+            assert_eq!(ended.error_type(), Some(telemetry::ErrorType::Timeout));
             assert!(ask("SELECT 1").await.expect("an answer").is_some());
         }
     }

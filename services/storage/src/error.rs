@@ -1,7 +1,7 @@
 //! Database errors, and whether a retry can help.
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlErr};
-use telemetry::ErrorClass;
+use telemetry::ErrorType;
 
 /// An error of the database.
 #[derive(Debug, thiserror::Error)]
@@ -131,18 +131,18 @@ impl Error {
             || self.database().and_then(code).is_some_and(|code| is_temporarily_unavailable(&code))
     }
 
-    /// The class of an error whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
-    pub fn class(&self) -> Option<ErrorClass> {
+    /// The type of an error whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
+    pub fn error_type(&self) -> Option<ErrorType> {
         if !self.is_unavailable() {
             return None;
         }
         if self.has_timed_out() {
-            return Some(ErrorClass::Timeout);
+            return Some(ErrorType::Timeout);
         }
         let is_connection_failure = matches!(self, Self::Connect(_))
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)))
             || self.is_broken_connection();
-        Some(if is_connection_failure { ErrorClass::ConnectionError } else { ErrorClass::Unavailable })
+        Some(if is_connection_failure { ErrorType::ConnectionError } else { ErrorType::Unavailable })
     }
 
     fn has_timed_out(&self) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
 use storage::{Database, Error, Migration, Options};
-use telemetry::ErrorClass;
+use telemetry::ErrorType;
 use testkit::{End, Proxy, Server};
 use tokio::sync::oneshot;
 
@@ -299,14 +299,14 @@ async fn temporary_server_errors_are_unavailable_and_permanent_ones_are_not() {
     for code in not_now.into_iter().chain(["58000", "58030", "40001", "40P01"]) {
         let refused = raise(code).await;
         assert!(refused.is_unavailable(), "{code}: {refused:?}");
-        assert!(matches!(refused.class(), Some(ErrorClass::Unavailable | ErrorClass::ConnectionError)), "{code}");
+        assert!(matches!(refused.error_type(), Some(ErrorType::Unavailable | ErrorType::ConnectionError)), "{code}");
     }
     for code in ["57014", "55P03"] {
-        assert_eq!(raise(code).await.class(), Some(ErrorClass::Timeout), "{code}");
+        assert_eq!(raise(code).await.error_type(), Some(ErrorType::Timeout), "{code}");
     }
     for code in ["22012", "22021", "22P05", "23505", "23514", "42601", "42P01", "42501", "XX000", "XX001", "P0001"] {
         let refused = raise(code).await;
-        assert!(!refused.is_unavailable() && refused.class().is_none(), "{code}: {refused:?}");
+        assert!(!refused.is_unavailable() && refused.error_type().is_none(), "{code}: {refused:?}");
     }
 }
 
@@ -326,7 +326,10 @@ async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_keeps_the_co
     for (sql, values) in [("SELECT $1::text", vec![Value::from("a\0b")]), ("SELECT $1", many)] {
         let select = Statement::from_sql_and_values(db.read().get_database_backend(), sql, values);
         let refused = Error::from(db.read().query_one_raw(select.clone()).await.expect_err(sql));
-        assert!(!refused.is_unavailable() && refused.class().is_none() && !refused.may_come_up(), "{sql}: {refused:?}");
+        assert!(
+            !refused.is_unavailable() && refused.error_type().is_none() && !refused.may_come_up(),
+            "{sql}: {refused:?}"
+        );
         let refused = db.transact((), move |tx, ()| {
             let select = select.clone();
             Box::pin(async move { Ok::<_, Error>(tx.conn().query_one_raw(select).await.map(drop)?) })

@@ -12,8 +12,8 @@ use opentelemetry_sdk::logs::SdkLogger;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::class::ErrorClass;
 use crate::context::TraceParent;
+use crate::error_type::ErrorType;
 use crate::event::{EventStatus, TraceEvent};
 use crate::operation::Kind;
 
@@ -23,7 +23,7 @@ pub const EVENT_TYPE: &str = "ordermesh.event.type";
 pub const EVENT_STATUS: &str = "ordermesh.event.status";
 /// The stored event's id.
 pub const EVENT_ID: &str = "ordermesh.event.id";
-/// The class of a failed event's error. Not `error.type`, which belongs to the RPC convention: the SDK would keep both
+/// The type of a failed event's error. Not `error.type`, which belongs to the RPC convention: the SDK would keep both
 /// values.
 pub const EVENT_ERROR_TYPE: &str = "ordermesh.event.error_type";
 /// A failed event's reason.
@@ -35,8 +35,8 @@ pub const EVENT_SUPPRESSED: &str = "ordermesh.event.suppressed";
 /// The tracing target of a failed event's log line. The event has a log record of its own, so the line is not exported
 /// as another.
 pub const EVENT_TARGET: &str = "ordermesh::event";
-/// The value for a class that is not in the list: of another release's event.
-const OTHER_CLASS: &str = "_OTHER";
+/// The value for a type that is not in the list: of another release's event.
+const OTHER_TYPE: &str = "_OTHER";
 
 /// What this process exports.
 #[derive(Debug, Default)]
@@ -52,23 +52,26 @@ pub(crate) fn install(logger: Option<SdkLogger>, exports_spans: bool) {
     // A second call fails in `Telemetry::install`, which reports it.
     let _ = EXPORTS.set(Exports { logger, spans: exports_spans });
     // A series that starts above 0 has no increase: series with alerts start at 0.
-    for (event_type, class) in ALERTED {
-        add(0, event_type, EventStatus::Failed, class.name());
+    for (event_type, error_type) in ALERTED {
+        add(0, event_type, EventStatus::Failed, error_type.name());
         add(0, event_type, EventStatus::Success, "");
     }
 }
 
 /// Failures that alerts watch.
-const ALERTED: [(&str, ErrorClass); 4] = [
-    ("payment_processing", ErrorClass::PaymentDeclined),
-    ("user_login", ErrorClass::Unauthenticated),
-    ("data_lookup", ErrorClass::Timeout),
-    ("data_lookup", ErrorClass::ConnectionError),
+const ALERTED: [(&str, ErrorType); 4] = [
+    ("payment_processing", ErrorType::PaymentDeclined),
+    ("user_login", ErrorType::Unauthenticated),
+    ("data_lookup", ErrorType::Timeout),
+    ("data_lookup", ErrorType::ConnectionError),
 ];
 
-fn add(count: u64, event_type: &'static str, status: EventStatus, class: &'static str) {
-    let attributes =
-        [KeyValue::new("type", event_type), KeyValue::new("status", status.name()), KeyValue::new("error_type", class)];
+fn add(count: u64, event_type: &'static str, status: EventStatus, error_type: &'static str) {
+    let attributes = [
+        KeyValue::new("type", event_type),
+        KeyValue::new("status", status.name()),
+        KeyValue::new("error_type", error_type),
+    ];
     counter().add(count, &attributes);
 }
 
@@ -109,12 +112,12 @@ impl Announced<'_> {
     }
 
     fn count(&self) {
-        let class = self
+        let error_type = self
             .event
             .error
             .as_ref()
-            .map_or("", |error| ErrorClass::named(&error.kind).map_or(OTHER_CLASS, ErrorClass::name));
-        add(1, self.event_type, self.event.status, class);
+            .map_or("", |error| ErrorType::named(&error.error_type).map_or(OTHER_TYPE, ErrorType::name));
+        add(1, self.event_type, self.event.status, error_type);
     }
 
     fn on_span(&self) {
@@ -130,7 +133,7 @@ impl Announced<'_> {
             Kept::Summed => span.set_attribute(EVENT_SUPPRESSED, true),
         }
         let Some(error) = &self.event.error else { return };
-        span.set_attribute(EVENT_ERROR_TYPE, error.kind.clone());
+        span.set_attribute(EVENT_ERROR_TYPE, error.error_type.clone());
         span.set_attribute(EVENT_REASON, error.reason.clone());
         span.set_attribute(EVENT_MESSAGE, error.message.clone());
         // SERVER and CLIENT spans follow the RPC convention: a customer's mistake is not a server error.
@@ -148,7 +151,7 @@ impl Announced<'_> {
             operation = %self.event.operation,
             order_id = self.event.order_id.map(|id| id.to_string()),
             user_id = self.event.user_id.map(|id| id.to_string()),
-            error.type = %error.kind,
+            error.type = %error.error_type,
             reason = %error.reason,
             "{} failed: {}", self.event_type, error.message,
         );
@@ -178,7 +181,7 @@ impl Announced<'_> {
         add("enduser.id", event.user_id.map(|id| id.to_string()));
         add("operation", event.attributes.get("operation").cloned());
         if let Some(error) = &event.error {
-            add(EVENT_ERROR_TYPE, Some(error.kind.clone()));
+            add(EVENT_ERROR_TYPE, Some(error.error_type.clone()));
             add(EVENT_REASON, Some(error.reason.clone()));
             add(EVENT_MESSAGE, Some(error.message.clone()));
         }
@@ -235,7 +238,7 @@ mod tests {
     }
 
     fn declined() -> Outcome {
-        Outcome::Failed(EventError::new(ErrorClass::PaymentDeclined, "INSUFFICIENT_FUNDS", "the account has no money"))
+        Outcome::Failed(EventError::new(ErrorType::PaymentDeclined, "INSUFFICIENT_FUNDS", "the account has no money"))
     }
 
     fn open(kind: Kind, kept: Kept) -> Operation {

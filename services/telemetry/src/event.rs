@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::class::ErrorClass;
+use crate::error_type::ErrorType;
 
 /// The outcome of the event's operation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -30,8 +30,9 @@ impl EventStatus {
 /// The error of a failed event.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EventError {
-    /// The name of an [`ErrorClass`], or of one that only another release has.
-    pub kind: String,
+    /// The name of an [`ErrorType`], or of one that only another release has. In the outbox under its former name.
+    #[serde(rename = "kind")]
+    pub error_type: String,
     /// The reason, as in the status's ErrorInfo.
     pub reason: String,
     /// A human-readable sentence. Never a secret.
@@ -39,9 +40,9 @@ pub struct EventError {
 }
 
 impl EventError {
-    /// An error of a class.
-    pub fn new(class: ErrorClass, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { kind: class.name().to_owned(), reason: reason.into(), message: message.into() }
+    /// An error of a type.
+    pub fn new(error_type: ErrorType, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { error_type: error_type.name().to_owned(), reason: reason.into(), message: message.into() }
     }
 }
 

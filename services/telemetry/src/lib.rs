@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! - [`operation`]: a span and its one event slot
-//! - [`event`]: the stored form of an operation; [`class`]: the classes of its error
+//! - [`event`]: the stored form of an operation; [`error_type`]: the types of its error
 //! - [`announce`]: an event on its span, in the log, as a log record and in a counter
 //! - [`context`]: W3C trace context (`traceparent`)
 //! - [`propagation`]: the headers beside it (`tracestate`, `baggage`)
@@ -17,9 +17,9 @@
 //! - [`log`]: the format of log lines; `log_records.rs`: lines as log records; `log_limit.rs`: bounds repeated lines
 
 pub mod announce;
-pub mod class;
 pub mod context;
 pub mod environment;
+pub mod error_type;
 pub mod event;
 pub mod log;
 mod log_limit;
@@ -32,9 +32,9 @@ mod reachability;
 pub mod setup;
 mod transport;
 
-pub use class::ErrorClass;
 pub use context::TraceParent;
 pub use environment::{Environment, VariableError};
+pub use error_type::ErrorType;
 pub use event::{EventError, EventStatus, TraceEvent};
 pub use log_limit::LogLimit;
 pub use mask::{Masked, masked};

@@ -18,8 +18,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use crate::announce::{Announced, Kept};
-use crate::class::ErrorClass;
 use crate::context::TraceParent;
+use crate::error_type::ErrorType;
 use crate::event::{EventError, EventStatus, TraceEvent};
 
 /// The attribute that is the event's `order_id`: a UUID.
@@ -377,7 +377,7 @@ impl Drop for Inner {
 }
 
 fn cut_off() -> Outcome {
-    Outcome::Failed(EventError::new(ErrorClass::Cancelled, "CANCELLED", "the operation was cut off"))
+    Outcome::Failed(EventError::new(ErrorType::Cancelled, "CANCELLED", "the operation was cut off"))
 }
 
 /// The span's ids; random ones when no OpenTelemetry layer is installed, so that an event always has some.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use mesh::{Kind, Rejected, Rejection};
+use mesh::{ErrorStatus, ServiceError};
+use tonic::Code;
 
 /// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -52,25 +53,25 @@ pub enum Error {
     NoSigningKey,
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
         match self {
-            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
-            Self::InvalidCredentials => Rejection::new(Kind::Unauthenticated, "INVALID_CREDENTIALS"),
+            Self::Invalid(invalid) => ErrorStatus::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::InvalidCredentials => ErrorStatus::new(Code::Unauthenticated, "INVALID_CREDENTIALS"),
             Self::TooManyLogins { retry_after } => {
-                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_LOGINS").retry_after(*retry_after)
+                ErrorStatus::new(Code::ResourceExhausted, "TOO_MANY_LOGINS").retry_after(*retry_after)
             }
             Self::TooManyRequests { retry_after } => {
-                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_REQUESTS").retry_after(*retry_after)
+                ErrorStatus::new(Code::ResourceExhausted, "TOO_MANY_REQUESTS").retry_after(*retry_after)
             }
-            Self::EmailTaken => Rejection::new(Kind::AlreadyExists, "EMAIL_TAKEN"),
-            Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
-            Self::SessionEnded => Rejection::new(Kind::Unauthenticated, "SESSION_ENDED"),
-            Self::AccountNotFound => Rejection::new(Kind::NotFound, "ACCOUNT_NOT_FOUND"),
-            Self::UserTokenRequired => Rejection::new(Kind::Unauthenticated, "PERSON_REQUIRED"),
+            Self::EmailTaken => ErrorStatus::new(Code::AlreadyExists, "EMAIL_TAKEN"),
+            Self::RequestIdReused => ErrorStatus::new(Code::FailedPrecondition, "REQUEST_ID_REUSED"),
+            Self::SessionEnded => ErrorStatus::new(Code::Unauthenticated, "SESSION_ENDED"),
+            Self::AccountNotFound => ErrorStatus::new(Code::NotFound, "ACCOUNT_NOT_FOUND"),
+            Self::UserTokenRequired => ErrorStatus::new(Code::Unauthenticated, "PERSON_REQUIRED"),
             Self::Storage(error) => chassis::store_failed(error),
             Self::Hash(_) | Self::Thread(_) | Self::Panicked | Self::Sign(_) | Self::NoSigningKey => {
-                Rejection::new(Kind::Internal, "INTERNAL")
+                ErrorStatus::new(Code::Internal, "INTERNAL")
             }
         }
     }
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reasons_and_the_classes_of_their_events_change_only_on_purpose() {
+    fn the_reasons_and_the_error_types_of_their_events_change_only_on_purpose() {
         let retry_after = Duration::from_secs(1);
         let all = [
             Error::Invalid(chassis::Invalid(vec![])),
@@ -108,10 +109,12 @@ mod tests {
             Error::Storage(storage::Error::Panicked),
             Error::NoSigningKey,
         ];
-        let class = |error| mesh::error_class(&mesh::status("user", error)).kind;
+        let error_type = |error| mesh::event_error(&mesh::status("user", error)).error_type;
         let listed: Vec<String> = all
             .iter()
-            .map(|error| format!("{:?} {} {}", error.rejection().kind, error.rejection().reason, class(error)))
+            .map(|error| {
+                format!("{:?} {} {}", error.error_status().code, error.error_status().reason, error_type(error))
+            })
             .collect();
         assert_eq!(
             listed,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use mesh::{Kind, Rejected, Rejection, TapCut, TooManyTaps};
-use tonic::Status;
+use mesh::{ErrorStatus, ServiceError, TapCut, TooManyTaps};
+use tonic::{Code, Status};
 
 use crate::decode::Invalid;
 
@@ -26,14 +26,14 @@ pub(crate) enum Error {
     Storage(#[from] storage::Error),
 }
 
-impl Rejected for Error {
-    fn rejection(&self) -> Rejection<'_> {
+impl ServiceError for Error {
+    fn error_status(&self) -> ErrorStatus<'_> {
         match self {
-            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
-            Self::TooManyTaps(_) => Rejection::new(Kind::ResourceExhausted, "TOO_MANY_TAPS").retry_after(RETRY_AFTER),
-            Self::NotRead(_) => Rejection::new(Kind::ResourceExhausted, "TAP_NOT_READ"),
-            Self::Draining => Rejection::new(Kind::Unavailable, "DRAINING").retry_after(RETRY_AFTER),
-            Self::TokenExpired => Rejection::new(Kind::Unauthenticated, "TOKEN_EXPIRED"),
+            Self::Invalid(invalid) => ErrorStatus::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::TooManyTaps(_) => ErrorStatus::new(Code::ResourceExhausted, "TOO_MANY_TAPS").retry_after(RETRY_AFTER),
+            Self::NotRead(_) => ErrorStatus::new(Code::ResourceExhausted, "TAP_NOT_READ"),
+            Self::Draining => ErrorStatus::new(Code::Unavailable, "DRAINING").retry_after(RETRY_AFTER),
+            Self::TokenExpired => ErrorStatus::new(Code::Unauthenticated, "TOKEN_EXPIRED"),
             Self::Storage(error) => crate::store_failed(error),
         }
     }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reasons_and_the_classes_of_their_events_change_only_on_purpose() {
+    fn the_reasons_and_the_error_types_of_their_events_change_only_on_purpose() {
         let all = [
             Error::Invalid(Invalid(vec![])),
             Error::TooManyTaps(TooManyTaps),
@@ -58,10 +58,12 @@ mod tests {
             Error::TokenExpired,
             Error::Storage(storage::Error::Closed),
         ];
-        let class = |error| mesh::error_class(&mesh::status("mesh", error)).kind;
+        let error_type = |error| mesh::event_error(&mesh::status("mesh", error)).error_type;
         let listed: Vec<String> = all
             .iter()
-            .map(|error| format!("{:?} {} {}", error.rejection().kind, error.rejection().reason, class(error)))
+            .map(|error| {
+                format!("{:?} {} {}", error.error_status().code, error.error_status().reason, error_type(error))
+            })
             .collect();
         assert_eq!(
             listed,

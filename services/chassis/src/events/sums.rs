@@ -29,7 +29,7 @@ impl Key {
     fn of(event: &TraceEvent) -> Self {
         let by_reason = event.event_type != "data_lookup";
         let reason = |error: &EventError| if by_reason { error.reason.clone() } else { String::new() };
-        let error = event.error.as_ref().map(|error| (error.kind.clone(), reason(error)));
+        let error = event.error.as_ref().map(|error| (error.error_type.clone(), reason(error)));
         Self { operation: event.operation.clone(), status: event.status, error }
     }
 }
@@ -153,11 +153,11 @@ impl Sums {
 mod tests {
     use super::*;
     use kernel::{IdSource, SystemIds};
-    use telemetry::ErrorClass;
+    use telemetry::ErrorType;
 
     const START: Timestamp = Timestamp::from_micros(5_000_000);
 
-    fn event(operation: &str, error: Option<ErrorClass>) -> TraceEvent {
+    fn event(operation: &str, error: Option<ErrorType>) -> TraceEvent {
         TraceEvent {
             event_id: SystemIds.uuid(),
             event_type: "data_lookup".into(),
@@ -171,7 +171,7 @@ mod tests {
             duration_micros: 0,
             order_id: None,
             user_id: None,
-            error: error.map(|class| EventError::new(class, "REASON", "it failed")),
+            error: error.map(|error_type| EventError::new(error_type, "REASON", "it failed")),
             attributes: BTreeMap::new(),
             suppressed_count: 0,
         }
@@ -230,7 +230,7 @@ mod tests {
         let (mut rows, mut counted, offered) = (0, 0, 10 * 200 * 3);
         for step in 0..2_000_u32 {
             let now = START.plus(Duration::from_millis(5) * step);
-            for kind in [event("a", None), event("b", None), event("a", Some(ErrorClass::Timeout))] {
+            for kind in [event("a", None), event("b", None), event("a", Some(ErrorType::Timeout))] {
                 offer(&sums, kind, 1, now);
             }
             if step % 200 == 199 {

@@ -23,7 +23,7 @@ use crate::call::wire::{Response, Side, is_ok};
 use crate::monitor::observed::{End, Observed, TapEnd};
 use crate::monitor::statistics::is_server_error;
 use crate::server::call_state;
-use crate::status::{INJECTED_FAULT, code_name, error_class, reason_of};
+use crate::status::{INJECTED_FAULT, code_name, event_error, reason_of};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
 
@@ -147,7 +147,7 @@ impl Record {
         if (self.side == Side::Client && !no_response) || (code == Code::Unimplemented && !is_injected()) {
             operation.discard();
         }
-        operation.end(outcome.map_or_else(|status| Outcome::Failed(error_class(status)), |()| Outcome::Success));
+        operation.end(outcome.map_or_else(|status| Outcome::Failed(event_error(status)), |()| Outcome::Success));
     }
 }
 

@@ -8,13 +8,13 @@ enum Broken {
     Store(#[source] std::io::Error),
 }
 
-impl Rejected for Broken {
-    fn rejection(&self) -> Rejection<'_> {
+impl ServiceError for Broken {
+    fn error_status(&self) -> ErrorStatus<'_> {
         match self {
-            Self::Invalid(violations) => {
-                Rejection::invalid("INVALID_ORDER", violations).with("order_id", 7).retry_after(Duration::from_secs(3))
-            }
-            Self::Store(_) => Rejection::new(Kind::Internal, "INTERNAL").with("order_id", 7),
+            Self::Invalid(violations) => ErrorStatus::invalid("INVALID_ORDER", violations)
+                .with("order_id", 7)
+                .retry_after(Duration::from_secs(3)),
+            Self::Store(_) => ErrorStatus::new(Code::Internal, "INTERNAL").with("order_id", 7),
         }
     }
 }
@@ -38,8 +38,8 @@ fn a_status_carries_error_info_and_every_violation() {
     let seen: Vec<_> = fields.iter().map(|field| (field.field.as_str(), field.reason.as_str())).collect();
     assert_eq!(seen, [("items[0].quantity", "NOT_POSITIVE"), ("items[1].quantity", "NOT_POSITIVE")]);
     assert_eq!(status.get_details_retry_info().and_then(|retry| retry.retry_delay), Some(Duration::from_secs(3)));
-    assert_eq!(error_class(&status).kind, "ValidationError");
-    assert_eq!(error_class(&status).reason, "INVALID_ORDER");
+    assert_eq!(event_error(&status).error_type, "ValidationError");
+    assert_eq!(event_error(&status).reason, "INVALID_ORDER");
 }
 
 #[test]
@@ -64,9 +64,9 @@ fn an_internal_error_discloses_nothing() {
 #[error("the catalogue could not be asked")]
 struct LookupFailed;
 
-impl Rejected for LookupFailed {
-    fn rejection(&self) -> Rejection<'_> {
-        Rejection::new(Kind::Unavailable, "LOOKUP_FAILED").caused_by(ErrorClass::Timeout)
+impl ServiceError for LookupFailed {
+    fn error_status(&self) -> ErrorStatus<'_> {
+        ErrorStatus::new(Code::Unavailable, "LOOKUP_FAILED").caused_by(ErrorType::Timeout)
     }
 }
 
@@ -74,23 +74,23 @@ impl Rejected for LookupFailed {
 fn a_known_cause_determines_the_class_whatever_the_code() {
     let status = status("order", &LookupFailed);
     assert_eq!(status.code(), Code::Unavailable);
-    let error = error_class(&status);
-    assert_eq!((error.kind.as_str(), error.reason.as_str()), ("TIMEOUT", "LOOKUP_FAILED"));
+    let error = event_error(&status);
+    assert_eq!((error.error_type.as_str(), error.reason.as_str()), ("TIMEOUT", "LOOKUP_FAILED"));
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert_eq!(info.metadata.get("cause").map(String::as_str), Some("TIMEOUT"));
 }
 
 #[test]
 fn the_classes_of_events_are_those_of_the_design() {
-    let class = |code, reason| error_class(&mesh_status(code, reason, "")).kind;
-    assert_eq!(class(Code::ResourceExhausted, OUT_OF_MEMORY), "OutOfMemoryError");
-    assert_eq!(class(Code::ResourceExhausted, "MESSAGE_TOO_LARGE"), "RESOURCE_EXHAUSTED");
-    assert_eq!(class(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "TIMEOUT");
-    assert_eq!(class(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
-    assert_eq!(class(Code::Unavailable, "CONNECTION_LOST"), "CONNECTION_ERROR");
-    assert_eq!(class(Code::Unavailable, "INJECTED_FAULT"), "CONNECTION_ERROR");
-    assert_eq!(error_class(&Status::unavailable("of a proxy")).kind, "CONNECTION_ERROR");
-    assert_eq!(class(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection works");
-    assert_eq!(class(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");
-    assert_eq!(error_class(&Status::aborted("x")).reason, "ABORTED");
+    let error_type = |code, reason| event_error(&mesh_status(code, reason, "")).error_type;
+    assert_eq!(error_type(Code::ResourceExhausted, OUT_OF_MEMORY), "OutOfMemoryError");
+    assert_eq!(error_type(Code::ResourceExhausted, "MESSAGE_TOO_LARGE"), "RESOURCE_EXHAUSTED");
+    assert_eq!(error_type(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "TIMEOUT");
+    assert_eq!(error_type(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
+    assert_eq!(error_type(Code::Unavailable, "CONNECTION_LOST"), "CONNECTION_ERROR");
+    assert_eq!(error_type(Code::Unavailable, "INJECTED_FAULT"), "CONNECTION_ERROR");
+    assert_eq!(event_error(&Status::unavailable("of a proxy")).error_type, "CONNECTION_ERROR");
+    assert_eq!(error_type(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection works");
+    assert_eq!(error_type(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");
+    assert_eq!(event_error(&Status::aborted("x")).reason, "ABORTED");
 }

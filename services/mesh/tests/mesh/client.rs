@@ -25,7 +25,7 @@ async fn when_all_addresses_are_unreachable_the_call_fails_with_unavailable() {
     let status = say(&channel(addresses, Credentials::None), SAY, "hello").await.expect_err("no instance");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "UNREACHABLE"));
     assert!(status.get_details_retry_info().is_some());
-    assert_eq!(mesh::error_class(&status).kind, "CONNECTION_ERROR");
+    assert_eq!(mesh::event_error(&status).error_type, "CONNECTION_ERROR");
 }
 
 /// Speaks HTTP/2, accepts every call, and answers none.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream, StreamExt};
-use mesh::{Access, Channel, Idempotency, Kind, MethodPolicy, PolicyTable, Rejected, Rejection};
+use mesh::{Access, Channel, ErrorStatus, Idempotency, MethodPolicy, PolicyTable, ServiceError};
 use tokio::sync::{Notify, Semaphore};
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
@@ -87,9 +87,9 @@ impl Drop for NotifyOnDrop {
 #[error("the shop is closed")]
 struct Closed;
 
-impl Rejected for Closed {
-    fn rejection(&self) -> Rejection<'_> {
-        Rejection::new(Kind::FailedPrecondition, "CLOSED")
+impl ServiceError for Closed {
+    fn error_status(&self) -> ErrorStatus<'_> {
+        ErrorStatus::new(Code::FailedPrecondition, "CLOSED")
     }
 }
 

@@ -182,11 +182,11 @@ async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
     let status = say(&world.anonymous(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OUT_OF_MEMORY"));
     assert!(status.get_details_retry_info().is_some());
-    assert_eq!(mesh::error_class(&status).kind, "OutOfMemoryError");
+    assert_eq!(mesh::event_error(&status).error_type, "OutOfMemoryError");
     assert_eq!(world.begun(), 0);
     let events = world.events.take();
     assert_eq!(events.len(), 1, "a rejection for memory is an event");
-    assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "OutOfMemoryError");
+    assert_eq!(events[0].event.error.as_ref().expect("failed").error_type, "OutOfMemoryError");
     assert_eq!(say(&world.anonymous(), SAY, "small").await.expect("fits"), "small");
 }
 

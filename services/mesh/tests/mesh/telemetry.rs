@@ -186,7 +186,7 @@ async fn a_call_cancelled_by_its_caller_is_recorded_as_cancelled() {
     tokio::task::yield_now().await;
     let events = world.events.take();
     assert_eq!(events.len(), 1);
-    assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "CANCELLED");
+    assert_eq!(events[0].event.error.as_ref().expect("failed").error_type, "CANCELLED");
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn a_client_call_is_an_event_only_if_it_got_no_answer() {
     let seen = events.take();
     assert_eq!(seen.len(), 1);
     assert_eq!(
-        (seen[0].kind, seen[0].event.error.as_ref().expect("failed").kind.as_str()),
+        (seen[0].kind, seen[0].event.error.as_ref().expect("failed").error_type.as_str()),
         (Kind::Client, "CONNECTION_ERROR")
     );
 }

@@ -3,7 +3,7 @@
 use driver::Context;
 use kernel::calendar::delivery_date;
 use kernel::{FaultPoint, FulfillmentId};
-use telemetry::{ErrorClass, EventError, Kind, Operation, Outcome, Parent, TraceParent};
+use telemetry::{ErrorType, EventError, Kind, Operation, Outcome, Parent, TraceParent};
 use tracing::Instrument;
 
 use super::{Effects, crashes};
@@ -131,7 +131,7 @@ impl Effects {
         allocate: &Operation,
     ) -> Result<Performed, storage::Error> {
         let message = "stock of the order was written off before it was allocated";
-        let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
+        let error = EventError::new(ErrorType::AllocationError, "STOCK_LOST", message);
         if let Err(missing) = transitions.apply_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
             allocate.discard();
             return Ok(Performed::without(missing));
@@ -176,7 +176,7 @@ impl Effects {
                 (transitions.apply_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
             }
             PaymentOutcome::Refused(failure) => {
-                let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
+                let error = EventError::new(ErrorType::NeedsAttention, &failure.reason, &failure.message);
                 let (reason, outcome) = (failure.message.clone(), Outcome::Failed(error));
                 (transitions.apply_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
             }

@@ -5,7 +5,7 @@ use contracts::data::v1::catalog_service_client::CatalogServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::{Currency, Money};
 use mesh::{CallAttributes, Channel};
-use telemetry::ErrorClass;
+use telemetry::ErrorType;
 use tonic::{Code, Status};
 
 use super::{Catalog, Product};
@@ -25,7 +25,7 @@ impl GrpcCatalog {
 
 /// The error of a failed lookup, with its cause.
 fn lookup_failed(status: &Status) -> Error {
-    Error::LookupFailed { cause: ErrorClass::named(&mesh::error_class(status).kind).unwrap_or(ErrorClass::Unknown) }
+    Error::LookupFailed { cause: ErrorType::named(&mesh::event_error(status).error_type).unwrap_or(ErrorType::Unknown) }
 }
 
 fn product(product: data::Product) -> Option<Product> {
@@ -48,7 +48,7 @@ impl Catalog for GrpcCatalog {
             let count = response.products.len();
             let products: Vec<Product> = response.products.into_iter().filter_map(product).collect();
             if products.len() < count {
-                return Err(Error::LookupFailed { cause: ErrorClass::MalformedAnswer });
+                return Err(Error::LookupFailed { cause: ErrorType::MalformedAnswer });
             }
             Ok(products)
         })
@@ -68,7 +68,7 @@ impl Catalog for GrpcCatalog {
                 Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
                 Err(status) => return Err(lookup_failed(&status)),
             };
-            let malformed = || Error::LookupFailed { cause: ErrorClass::MalformedAnswer };
+            let malformed = || Error::LookupFailed { cause: ErrorType::MalformedAnswer };
             Ok(Transit {
                 business_days: estimate.transit_business_days.try_into().map_err(|_| malformed())?,
                 cutoff_hour: estimate.cutoff_hour_utc.try_into().map_err(|_| malformed())?,

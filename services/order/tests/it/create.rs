@@ -7,7 +7,7 @@ use kernel::OrderId;
 use order::Error;
 use order::lifecycle::State;
 use storage::Error as StorageError;
-use telemetry::{ErrorClass, EventStatus};
+use telemetry::{ErrorType, EventStatus};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -32,7 +32,7 @@ fn last_event(world: &World) -> (String, String) {
     assert!(event.order_id.is_some(), "the id is generated first");
     assert_eq!(event.user_id, Some(world.user.as_uuid()));
     let error = event.error.clone().expect("a failed event has an error");
-    (error.kind, error.reason)
+    (error.error_type, error.reason)
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
     world.catalog.is_down.store(true, Ordering::SeqCst);
     let command = wants(&[("MUG", 1)]);
     let rejection = world.create(command.clone()).await.expect_err("rejected");
-    assert!(matches!(&rejection, Error::LookupFailed { cause: ErrorClass::ConnectionError }), "{rejection}");
+    assert!(matches!(&rejection, Error::LookupFailed { cause: ErrorType::ConnectionError }), "{rejection}");
     assert_eq!(last_event(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
     nothing_has_changed(&world).await;
     world.catalog.is_down.store(false, Ordering::SeqCst);

@@ -219,7 +219,7 @@ impl Catalog for FakeCatalog {
         Box::pin(async move {
             self.looked_up.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
-                return Err(Error::LookupFailed { cause: telemetry::ErrorClass::ConnectionError });
+                return Err(Error::LookupFailed { cause: telemetry::ErrorType::ConnectionError });
             }
             let prices = self.prices.lock();
             let product = |sku: String| prices.get(&sku).map(|price| Product { name: sku.clone(), sku, price: *price });

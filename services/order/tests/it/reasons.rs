@@ -1,9 +1,10 @@
 //! The reasons of errors are public: this table is the contract.
 
 use chassis::Invalid;
-use mesh::{Kind, Rejected};
+use mesh::ServiceError;
 use order::Error;
-use telemetry::ErrorClass;
+use telemetry::ErrorType;
+use tonic::Code;
 
 use crate::world::eur;
 
@@ -19,7 +20,7 @@ fn every() -> Vec<Error> {
         Error::InsufficientStock { skus: text() },
         Error::TooMuchUnpaid { limit: order::store::UnpaidLimit::Orders(100) },
         Error::PriceChanged { total: text(), expected: text() },
-        Error::LookupFailed { cause: telemetry::ErrorClass::Timeout },
+        Error::LookupFailed { cause: telemetry::ErrorType::Timeout },
         Error::RequestIdReused,
         Error::OrderNotFound,
         Error::OrderNotCancellable { state: "CANCELLED" },
@@ -66,11 +67,11 @@ fn the_reasons_and_their_error_classes_are_stable() {
     let table: Vec<String> = every()
         .iter()
         .map(|error| {
-            let rejection = error.rejection();
+            let rejection = error.error_status();
             let names: Vec<_> = rejection.metadata.iter().map(|(name, _)| *name).collect();
             let retry = if rejection.retry_after.is_some() { " +RetryInfo" } else { "" };
-            let class = mesh::error_class(&mesh::status("order", error)).kind;
-            format!("{} {:?} {class} {}{retry}", rejection.reason, rejection.kind, names.join(","))
+            let error_type = mesh::event_error(&mesh::status("order", error)).error_type;
+            format!("{} {:?} {error_type} {}{retry}", rejection.reason, rejection.code, names.join(","))
                 .replace("  ", " ")
                 .trim()
                 .to_owned()
@@ -102,19 +103,22 @@ fn the_reasons_and_their_error_classes_are_stable() {
 
 #[test]
 fn a_known_cause_is_the_class_whatever_the_code() {
-    for class in [ErrorClass::Timeout, ErrorClass::ConnectionError, ErrorClass::MalformedAnswer] {
-        let rejection = Error::LookupFailed { cause: class };
+    for error_type in [ErrorType::Timeout, ErrorType::ConnectionError, ErrorType::MalformedAnswer] {
+        let rejection = Error::LookupFailed { cause: error_type };
         let status = mesh::status("order", &rejection);
-        assert_eq!((status.code(), mesh::error_class(&status).kind.as_str()), (tonic::Code::Unavailable, class.name()));
+        assert_eq!(
+            (status.code(), mesh::event_error(&status).error_type.as_str()),
+            (tonic::Code::Unavailable, error_type.name())
+        );
     }
     let timed_out = sea_orm::DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);
     let status = mesh::status("order", &Error::Storage(timed_out.into()));
-    assert_eq!((status.code(), mesh::error_class(&status).kind.as_str()), (tonic::Code::Unavailable, "TIMEOUT"));
+    assert_eq!((status.code(), mesh::event_error(&status).error_type.as_str()), (tonic::Code::Unavailable, "TIMEOUT"));
 }
 
 #[test]
 fn an_unreachable_store_is_unavailable_and_a_corrupt_one_is_internal() {
-    assert_eq!(Error::Storage(storage::Error::Closed).rejection().kind, Kind::Unavailable);
+    assert_eq!(Error::Storage(storage::Error::Closed).error_status().code, Code::Unavailable);
     let broken = Error::Storage(storage::Error::Corrupt { what: "state", value: "secret".into() });
     let status = mesh::status("order", &broken);
     assert_eq!((status.code(), status.message()), (tonic::Code::Internal, "internal error"));
@@ -126,7 +130,7 @@ fn every_reason_is_documented_in_the_contract() {
     let contract = include_str!("../../../../proto/order/v1/order.proto");
     let untold = ["STORE_FAILED"];
     for error in every() {
-        let reason = error.rejection().reason;
+        let reason = error.error_status().reason;
         assert!(untold.contains(&reason) || contract.contains(reason), "{reason} is not in the contract");
     }
 }

@@ -190,7 +190,7 @@ impl World {
         let operation = self.operation("order.v1.InventoryService/AdjustStock", Some("audit"));
         let result = self.inventory.adjust(&operation, command).await;
         if let Err(error) = &result {
-            operation.end(Outcome::Failed(mesh::error_class(&mesh::status("order", error))));
+            operation.end(Outcome::Failed(mesh::event_error(&mesh::status("order", error))));
         }
         result
     }
@@ -206,7 +206,7 @@ impl World {
         let result = self.orders.create(&operation, id, user, command).await;
         operation.end(match &result {
             Ok(_) => Outcome::Success,
-            Err(error) => Outcome::Failed(mesh::error_class(&mesh::status("order", error))),
+            Err(error) => Outcome::Failed(mesh::event_error(&mesh::status("order", error))),
         });
         result
     }

@@ -130,12 +130,12 @@ async fn out_of_memory(run: Run) -> Result<ScenarioOutcome, Failure> {
     Ok(ScenarioOutcome { order_id: Some(order_id), ..ScenarioOutcome::rejected(status) })
 }
 
-fn lookup_fails(name: &'static str, cause: &str, class: &'static str) -> Scenario {
+fn lookup_fails(name: &'static str, cause: &str, error_type: &'static str) -> Scenario {
     Scenario::new(name, cause, |run| async move {
         Ok(ScenarioOutcome::rejected(run.rejected(run.order("pm_card_visa")).await?))
     })
     .rejected(Code::Unavailable, &["LOOKUP_FAILED"])
-    .events(&[failed(DataLookup, class, "INJECTED_FAULT"), failed(OrderCreation, class, "LOOKUP_FAILED")])
+    .events(&[failed(DataLookup, error_type, "INJECTED_FAULT"), failed(OrderCreation, error_type, "LOOKUP_FAILED")])
 }
 
 async fn refund_refused(run: Run) -> Result<ScenarioOutcome, Failure> {

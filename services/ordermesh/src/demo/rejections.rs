@@ -177,14 +177,14 @@ fn invalid(
 
 /// A well-formed order that cannot be accepted.
 fn unacceptable(name: &'static str, cause: &str, mutate: Mutation, code: Code, reason: &'static str) -> Scenario {
-    let class = if code == InvalidArgument { "ValidationError" } else { "FAILED_PRECONDITION" };
+    let error_type = if code == InvalidArgument { "ValidationError" } else { "FAILED_PRECONDITION" };
     Scenario::new(name, cause, move |run| async move {
         let mut order = run.order("pm_card_visa");
         mutate(&mut order);
         Ok(ScenarioOutcome::rejected(run.rejected(order).await?))
     })
     .rejected(code, &[reason])
-    .events(&[succeeded(DataLookup), failed(OrderCreation, class, reason)])
+    .events(&[succeeded(DataLookup), failed(OrderCreation, error_type, reason)])
 }
 
 async fn request_id_reused(run: Run) -> Result<ScenarioOutcome, Failure> {

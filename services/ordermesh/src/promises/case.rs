@@ -159,7 +159,7 @@ fn is_of_a_change(event: &TraceEvent) -> bool {
         }
         // A failed allocation is recorded with the cancellation that follows, which may also be the customer's.
         ("order_fulfillment", EventStatus::Failed) => {
-            event.error.as_ref().is_some_and(|error| error.kind == "NeedsAttention")
+            event.error.as_ref().is_some_and(|error| error.error_type == "NeedsAttention")
         }
         (_, status) => status == EventStatus::Success,
     }

@@ -205,7 +205,7 @@ impl World {
                 assert_eq!(event.event_type, "payment_processing");
                 assert_eq!(event.order_id, Some(self.order_id.as_uuid()));
                 let operation = event.attributes.get("operation").cloned().unwrap_or_default();
-                (operation, event.error.map(|error| format!("{} {}", error.kind, error.reason)))
+                (operation, event.error.map(|error| format!("{} {}", error.error_type, error.reason)))
             })
             .collect()
     }

@@ -9,7 +9,7 @@ use telemetry::{EventStatus, TraceEvent};
 use crate::world::{PASSWORD, World, ada, rejection};
 
 fn summary(event: &TraceEvent) -> (&str, EventStatus, Option<(&str, &str)>) {
-    let error = event.error.as_ref().map(|error| (error.kind.as_str(), error.reason.as_str()));
+    let error = event.error.as_ref().map(|error| (error.error_type.as_str(), error.reason.as_str()));
     (event.event_type.as_str(), event.status, error)
 }
 

@@ -7,7 +7,7 @@ use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use crate::policy::FieldLimit;
-use crate::status::{Rejected, Rejection, Violation};
+use crate::status::{ErrorStatus, ServiceError, Violation};
 
 /// A field has too many elements.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +21,9 @@ impl TooManyElements {
     }
 }
 
-impl Rejected for TooManyElements {
-    fn rejection(&self) -> Rejection<'_> {
-        Rejection::invalid("INVALID_ARGUMENT", &self.0)
+impl ServiceError for TooManyElements {
+    fn error_status(&self) -> ErrorStatus<'_> {
+        ErrorStatus::invalid("INVALID_ARGUMENT", &self.0)
     }
 }
 

@@ -1,11 +1,11 @@
-//! The classes of an event's error: a closed list, because the class is an attribute of a metric.
+//! The types of an event's error: a closed list, because the type is an attribute of a metric.
 
 use std::fmt;
 
-/// The class of an event's error. Classes of gRPC codes have the code's name in the gRPC specification; others are more
+/// The type of an event's error. Types of gRPC codes have the code's name in the gRPC specification; others are more
 /// specific than the code, where the cause is known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum ErrorClass {
+pub enum ErrorType {
     /// The request itself is invalid (INVALID_ARGUMENT).
     ValidationError,
     /// The memory budget is used up.
@@ -56,35 +56,35 @@ pub enum ErrorClass {
     Unauthenticated,
 }
 
-/// All classes.
-pub const ERROR_CLASSES: [ErrorClass; 24] = [
-    ErrorClass::ValidationError,
-    ErrorClass::OutOfMemoryError,
-    ErrorClass::PaymentDeclined,
-    ErrorClass::GatewayTimeout,
-    ErrorClass::RefundRefused,
-    ErrorClass::AllocationError,
-    ErrorClass::NeedsAttention,
-    ErrorClass::Timeout,
-    ErrorClass::ConnectionError,
-    ErrorClass::MalformedAnswer,
-    ErrorClass::Cancelled,
-    ErrorClass::Unknown,
-    ErrorClass::NotFound,
-    ErrorClass::AlreadyExists,
-    ErrorClass::PermissionDenied,
-    ErrorClass::ResourceExhausted,
-    ErrorClass::FailedPrecondition,
-    ErrorClass::Aborted,
-    ErrorClass::OutOfRange,
-    ErrorClass::Unimplemented,
-    ErrorClass::Internal,
-    ErrorClass::Unavailable,
-    ErrorClass::DataLoss,
-    ErrorClass::Unauthenticated,
+/// All types.
+pub const ERROR_TYPES: [ErrorType; 24] = [
+    ErrorType::ValidationError,
+    ErrorType::OutOfMemoryError,
+    ErrorType::PaymentDeclined,
+    ErrorType::GatewayTimeout,
+    ErrorType::RefundRefused,
+    ErrorType::AllocationError,
+    ErrorType::NeedsAttention,
+    ErrorType::Timeout,
+    ErrorType::ConnectionError,
+    ErrorType::MalformedAnswer,
+    ErrorType::Cancelled,
+    ErrorType::Unknown,
+    ErrorType::NotFound,
+    ErrorType::AlreadyExists,
+    ErrorType::PermissionDenied,
+    ErrorType::ResourceExhausted,
+    ErrorType::FailedPrecondition,
+    ErrorType::Aborted,
+    ErrorType::OutOfRange,
+    ErrorType::Unimplemented,
+    ErrorType::Internal,
+    ErrorType::Unavailable,
+    ErrorType::DataLoss,
+    ErrorType::Unauthenticated,
 ];
 
-impl ErrorClass {
+impl ErrorType {
     /// Its name in spans, logs, metrics and the store.
     pub const fn name(self) -> &'static str {
         match self {
@@ -115,13 +115,13 @@ impl ErrorClass {
         }
     }
 
-    /// The class of a name.
+    /// The type of a name.
     pub fn named(name: &str) -> Option<Self> {
-        ERROR_CLASSES.into_iter().find(|class| class.name() == name)
+        ERROR_TYPES.into_iter().find(|error_type| error_type.name() == name)
     }
 }
 
-impl fmt::Display for ErrorClass {
+impl fmt::Display for ErrorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -132,10 +132,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_is_parsed_from_its_printed_name_and_no_name_is_used_twice() {
-        for class in ERROR_CLASSES {
-            assert_eq!(ErrorClass::named(&class.to_string()), Some(class));
+    fn a_type_is_parsed_from_its_printed_name_and_no_name_is_used_twice() {
+        for error_type in ERROR_TYPES {
+            assert_eq!(ErrorType::named(&error_type.to_string()), Some(error_type));
         }
-        assert_eq!(ErrorClass::named("Timeout"), None);
+        assert_eq!(ErrorType::named("Timeout"), None);
     }
 }
