@@ -12,6 +12,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import clients  # noqa: E402
 import crash  # noqa: E402
 import golden  # noqa: E402
 import leaks  # noqa: E402
@@ -34,6 +35,7 @@ PARTS = {
     "postgres": postgres.on_postgres,
     "away": postgres.outage,
     "secrets": leaks.run,
+    "clients": clients.run,
     "chaos": crash.chaos,
     "chaos-postgres": postgres.chaos,
 }

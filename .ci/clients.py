@@ -1,0 +1,129 @@
+"""The clients of proto/clients, built and run with the commands of its README against a running system, plaintext and with TLS."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from readme import parse
+from system import ROOT, System, check, eventually, grpc_all, not_run
+
+FOLDER = ROOT / "proto/clients"
+TOOLS = {"go": ["go", "buf"], "python": ["python3"], "typescript": ["node", "npm", "buf"]}
+SEARCH = "data.v1.CatalogService/ListProducts"
+SEARCHES = 15
+# Fewer than a client's searches at once, and the next one well within its backoff. A low bcrypt cost: log-ins are not under test.
+FLAGS = ["--data.search-quota", "10/s", "--user.bcrypt-cost", "4"]
+STATES = ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED", "CREATED", "PAYMENT_FAILED", "CREATED"]
+EVENTS = ["DATA_LOOKUP", "ORDER_CREATION", "ORDER_FULFILLMENT", "PAYMENT_PROCESSING"]
+LINES = ["declined: PAYMENT_DECLINED INSUFFICIENT_FUNDS", "rejected: UNAUTHENTICATED INVALID_CREDENTIALS", "deadline: DEADLINE_EXCEEDED"]
+MAX_LINES = 80
+BUILD_LIMIT_S, RUN_LIMIT_S = 1200, 60
+
+
+def commands():
+    """The commands before the languages' sections, and each language's: to build, to run."""
+    first, found = [], {}
+    for block in parse("proto/clients/README.md"):
+        language = re.search(r"cd target/clients/(\w+) ", block.code)
+        if not block.skipped:
+            (found.setdefault(language.group(1), []) if language else first).append(block.code)
+    folders = {path.name for path in FOLDER.iterdir() if path.is_dir()}
+    check(found.keys() == folders == TOOLS.keys() & folders, f"the README has each client: {sorted(folders)}, {sorted(found)}")
+    check(all(len(blocks) == 2 for blocks in found.values()), f"two commands for each client: {found}")
+    return first, found
+
+
+def shell(code, seconds, env=None):
+    """Runs commands, which must succeed; returns their standard output and the seconds."""
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=seconds, check=False)
+    check(done.returncode == 0, f"the command succeeds: {code}\n{done.stdout}\n{done.stderr}")
+    return done.stdout, time.monotonic() - began
+
+
+def check_size():
+    for source in (path for path in FOLDER.glob("*/*") if path.suffix in (".go", ".py", ".ts")):
+        count = len(source.read_text().splitlines())
+        check(count <= MAX_LINES, f"{source.name} has at most {MAX_LINES} lines: {count}")
+
+
+def check_output(language, said):
+    """The same for each client; the names of status codes are each library's."""
+    said = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", said)
+    states = re.findall(r"^order: ORDER_STATE_(\w+)$", said, re.M)
+    check(states == STATES, f"{language}: the orders' states are {STATES}: {said}")
+    events = re.search(r"^events: .*$", said, re.M)
+    check(events and sorted(re.findall(r"EVENT_TYPE_([A-Z_]+)", events.group())) == EVENTS, f"{language}: the order's events are {EVENTS}: {said}")
+    lines = [re.sub(r"(?<=: )\w+", lambda word: word.group().upper(), line) for line in said.splitlines()]
+    for line in LINES:
+        check(lines.count(line) == 1, f"{language} prints {line!r}: {said}")
+    check(lines.count("found: 2") == SEARCHES, f"{language}: {SEARCHES} searches succeed: {said}")
+
+
+@contextmanager
+def retried(system, roots, *flags):
+    """A function that returns the number of searches so far that succeeded when they were repeated."""
+    with tempfile.TemporaryFile("w+") as file:
+        tap = subprocess.Popen(system.command_of("tap", "-o", "json", "--method", SEARCH, *flags), stdout=file, stderr=subprocess.DEVNULL)
+
+        def calls():
+            file.seek(0)
+            return [json.loads(line) for line in file.read().split("\n")[:-1]]
+
+        def ask():
+            grpc_all(system.port("data"), SEARCH, {}, roots=roots)
+            return calls()
+
+        try:
+            eventually("the tap shows calls", 20, ask)
+            yield lambda: sum(1 for call in calls() if call.get("attempt", 0) > 1 and call["code"] == "OK")
+        finally:
+            tap.terminate()
+            tap.wait(10)
+
+
+def run_clients(clients, *flags):
+    """Runs the clients in sequence; returns the seconds and the number of retried calls of each."""
+    with System(flags=[*FLAGS, *flags], instances=1) as system:
+        roots = system.data_dir / "certs/ca.pem" if flags else None
+        email, password = (system.data_dir / "operator.txt").read_text().split()
+        env = {f"{service.upper()}_ADDRESS": f"127.0.0.1:{system.port(service)}" for service in ("user", "order", "data")}
+        env |= {"OPERATOR_EMAIL": email, "OPERATOR_PASSWORD": password, **({"CA_FILE": str(roots)} if roots else {})}
+        results = []
+        with retried(system, roots, *flags) as count:
+            for language, code in clients.items():
+                before = count()
+                said, took = shell(code, RUN_LIMIT_S, env)
+                check_output(language, said)
+                eventually(f"the tap shows that a search of the {language} client was retried", 10, lambda: count() > before)
+                results.append(f"{language} {took:.1f} s, {count() - before} retried")
+        return "; ".join(results)
+
+
+def run():
+    """Stock clients in other languages register, order, watch, list events, read errors, and retry: plaintext and with TLS."""
+    check_size()
+    first, found = commands()
+    skipped = []
+    for language in sorted(found):
+        missing = [tool for tool in TOOLS[language] if not shutil.which(tool)]
+        if missing:
+            skipped.append(not_run(f"the {language} client", f"no {', '.join(missing)}"))
+            del found[language]
+    for code in first:
+        shell(code, RUN_LIMIT_S)
+    with ThreadPoolExecutor(2) as pool:
+        built = dict(zip(found, pool.map(lambda language: shell(found[language][0], BUILD_LIMIT_S)[1], found)))
+    clients = {language: blocks[1] for language, blocks in found.items()}
+    durations = ", ".join(f"{language} {took:.0f} s" for language, took in built.items())
+    results = [f"built: {durations}", f"plaintext: {run_clients(clients)}", f"TLS: {run_clients(clients, '--tls')}"]
+    return ". ".join([*results, *skipped])
