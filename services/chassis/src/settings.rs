@@ -176,7 +176,7 @@ impl TlsSettings {
 /// A service's own database.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// Database: sqlite://FILE or postgres://…; TLS by the URL's sslmode and sslrootcert [default: sqlite://DATA_DIR/SERVICE.db]
+    /// Database: sqlite://FILE or postgres://USER@HOST/NAME; of several hosts (HOST:PORT,HOST:PORT) the one that accepts writes is used, as target_session_attrs says (read-write, primary or any); TLS by sslmode and sslrootcert [default: sqlite://DATA_DIR/SERVICE.db]
     #[arg(long = "database-url", env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub url: Option<DatabaseUrl>,
     /// Maximum connections to the database

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use log::LevelFilter;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::SqliteConnection;
-use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, DatabaseConnection};
 use tokio::sync::Notify;
@@ -17,6 +16,7 @@ use tokio::sync::Notify;
 use crate::connection::{Reader, Readers};
 use crate::error::Error;
 use crate::file_lock::FileLock;
+use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::ownership;
@@ -197,13 +197,14 @@ impl Database {
 /// password.
 ///
 /// # Errors
-/// [`Error::Url`] for a database of another kind, [`Error::UrlMalformed`] for a URL that cannot be parsed.
+/// [`Error::Url`] for a database of another kind, [`Error::UrlMalformed`] for a URL that cannot be parsed,
+/// [`Error::TargetSessionAttrs`] for one that leads to servers without writes, [`Error::UrlParameter`] for an unknown parameter.
 pub fn check_url(url: &str) -> Result<Backend, Error> {
     if url.starts_with("sqlite:") {
         return url.parse::<SqliteConnectOptions>().map(|_| Backend::Sqlite).map_err(|_| Error::UrlMalformed);
     }
     if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-        return url.parse::<PgConnectOptions>().map(|_| Backend::Postgres).map_err(|_| Error::UrlMalformed);
+        return Hosts::parse(url).map(|_| Backend::Postgres);
     }
     Err(Error::Url)
 }
@@ -370,7 +371,9 @@ mod tests {
             "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
             "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
             "postgres://shop:s3cr3t@127.0.0.1:port/shop",
-            "postgres://shop:s3cr3t@h1:5432,h2:5432/shop",
+            "postgres://shop:s3cr3t@h1:5432,h2:port/shop",
+            "postgres://shop:s3cr3t?Pw@h1:5432,h2/shop",
+            "postgres://shop:Pw@h1:5432/shop?s3cr3t=1",
             "postgres://shop:s3cr3t@[::1:5432/shop",
             "postgres://shop:s3cr3t@127.0.0.1/shop?sslmode=bogus",
             "sqlite://data/order.db?mode=s3cr3t",

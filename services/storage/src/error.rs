@@ -14,9 +14,18 @@ pub enum Error {
     /// The URL cannot be parsed. The parser's own error is dropped: it quotes the URL, which may carry a password.
     #[error(
         "the database URL cannot be parsed: in the user's name and password, characters such as # / ? @ : % are percent-encoded (# is %23); \
-         it names one host, and the port is a number; sslmode is disable, allow, prefer, require, verify-ca or verify-full"
+         several hosts are separated by commas, and a port is a number; sslmode is disable, allow, prefer, require, verify-ca or verify-full"
     )]
     UrlMalformed,
+    /// The URL's `target_session_attrs` leads to servers that accept no writes, or is none of libpq's.
+    #[error("target_session_attrs in the database URL must be read-write, primary or any: a service writes")]
+    TargetSessionAttrs,
+    /// The URL has an unknown parameter, which is not quoted: it may be a part of a password.
+    #[error(
+        "the database URL has an unknown parameter: there are sslmode, sslrootcert, sslcert, sslkey, application_name, options, host, port, dbname, user, \
+         password, statement-cache-capacity and target_session_attrs; in a password, ? is %3F and & is %26"
+    )]
+    UrlParameter,
     /// The database could not be opened.
     #[error("the database could not be opened")]
     Connect(#[source] DbErr),
@@ -95,7 +104,7 @@ impl Error {
     /// (28000), no such database (3D000).
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Url | Self::UrlMalformed | Self::Exposed(_) => true,
+            Self::Url | Self::UrlMalformed | Self::TargetSessionAttrs | Self::UrlParameter | Self::Exposed(_) => true,
             Self::Connect(error) => {
                 matches!(sqlx(error), Some(sea_orm::sqlx::Error::Configuration(_)))
                     || code(error).is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000"))
@@ -131,7 +140,7 @@ impl Error {
             || self.database().and_then(code).is_some_and(|code| is_temporarily_unavailable(&code))
     }
 
-    /// The type of an error whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
+    /// The error type of a failure whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
     pub fn error_type(&self) -> Option<ErrorType> {
         if !self.is_unavailable() {
             return None;
@@ -182,6 +191,8 @@ impl Error {
             Self::Statement(error) | Self::Begin(error) => Some(error),
             Self::Url
             | Self::UrlMalformed
+            | Self::TargetSessionAttrs
+            | Self::UrlParameter
             | Self::Connect(_)
             | Self::Folder { .. }
             | Self::Exposed(_)

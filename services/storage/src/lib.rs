@@ -14,13 +14,14 @@
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
 //! - `file_lock`: taken by processes that write one SQLite file
-//! - `url`: the URLs of SQLite files
+//! - `hosts`: PostgreSQL URLs with several hosts; `url`: the URLs of SQLite files
 
 pub mod batches;
 pub mod connect;
 pub mod connection;
 pub mod error;
 mod file_lock;
+mod hosts;
 pub mod leases;
 mod metrics;
 pub mod migrate;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::connect::{Options, SLOW_STATEMENT};
 use crate::error::{self, Error};
+use crate::hosts::Hosts;
 
 /// How much longer than the server's `statement_timeout` an answer is waited for: a later one was lost on the way.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
@@ -53,15 +54,17 @@ struct PoolState {
 /// Opens connections.
 #[derive(Debug)]
 pub(crate) struct Connector {
-    options: PgConnectOptions,
+    hosts: Hosts,
     search_path: Option<String>,
     state: Arc<PoolState>,
 }
 
 impl Connector {
-    /// A connection outside the pool.
-    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut connection = self.options.connect().await?;
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.prepare(self.hosts.connect().await?).await
+    }
+
+    async fn prepare(&self, mut connection: PgConnection) -> Result<PgConnection, sqlx::Error> {
         if let Some(set) = &self.search_path {
             connection.execute(AssertSqlSafe(set.clone())).await?;
         }
@@ -85,7 +88,7 @@ impl managed::Manager for Connector {
     }
 }
 
-/// The connections to one server. Clones share them.
+/// The connections to one database, at whichever of its hosts accepts writes. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     pool: managed::Pool<Connector>,
@@ -103,24 +106,25 @@ impl Pool {
             acquired: AtomicU64::new(0),
             committed: AtomicU64::new(0),
         });
-        let connect: PgConnectOptions = url.parse().map_err(|_| Error::UrlMalformed)?;
         let millis = |limit: Duration| limit.as_millis().to_string();
-        let connect = connect
-            // Only slow statements are logged, and never their parameters.
-            .log_statements(LevelFilter::Off)
-            .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT)
-            .options([
-                ("statement_timeout", millis(options.statement_timeout)),
-                // A crashed client holds no lock: its transaction is ended.
-                ("idle_in_transaction_session_timeout", millis(options.statement_timeout + ANSWER_GRACE)),
-                ("tcp_keepalives_idle", "30".to_owned()),
-                ("tcp_keepalives_interval", "10".to_owned()),
-                ("tcp_keepalives_count", "3".to_owned()),
-                ("tcp_user_timeout", "30000".to_owned()),
-            ]);
+        let hosts = Hosts::parse(url)?.map(|connect| {
+            connect
+                // Only slow statements are logged, and never their parameters.
+                .log_statements(LevelFilter::Off)
+                .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT)
+                .options([
+                    ("statement_timeout", millis(options.statement_timeout)),
+                    // A crashed client holds no lock: its transaction is ended.
+                    ("idle_in_transaction_session_timeout", millis(options.statement_timeout + ANSWER_GRACE)),
+                    ("tcp_keepalives_idle", "30".to_owned()),
+                    ("tcp_keepalives_interval", "10".to_owned()),
+                    ("tcp_keepalives_count", "3".to_owned()),
+                    ("tcp_user_timeout", "30000".to_owned()),
+                ])
+        });
         let search_path =
             options.schema.as_ref().map(|schema| format!("SET search_path = \"{}\"", schema.replace('"', "")));
-        let connector = Connector { options: connect, search_path, state: state.clone() };
+        let connector = Connector { hosts, search_path, state: state.clone() };
         let pool = managed::Pool::builder(connector)
             .max_size(usize::try_from(options.max_connections).unwrap_or(usize::MAX))
             .queue_mode(QueueMode::Lifo)
@@ -170,14 +174,20 @@ impl Pool {
         }
     }
 
-    /// For a connection outside the pool.
+    /// For a connection outside the pool, to the server of the last connection.
     pub(crate) fn options(&self) -> PgConnectOptions {
-        self.pool.manager().options.clone()
+        self.hosts().last()
     }
 
-    /// A connection outside the pool, for the probe.
+    /// A connection outside the pool, for the probe: all hosts are asked which one is the primary.
     pub(crate) async fn connect_apart(&self) -> Result<PgConnection, sqlx::Error> {
-        self.pool.manager().connect().await
+        let connector = self.pool.manager();
+        connector.prepare(connector.hosts.discover().await?).await
+    }
+
+    /// The hosts of the URL.
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.pool.manager().hosts
     }
 
     /// A connection broke: idle ones of its generation are not reused, since they are most likely broken too.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::connect::Database;
 use crate::connection::Readers;
 use crate::error::Error;
+use crate::hosts::{IS_READ_ONLY, Primary};
 use crate::postgres::{MAX_LIFETIME, Pool};
 
 /// The time limit of an answer, and of a new connection with its answer.
@@ -19,9 +20,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// The probe writes by itself at least once in this many checks, whatever else was committed.
 const WRITE_EVERY: u64 = 5;
+/// One check in this many asks all hosts of the URL: an old primary that still serves has a successor that it does not
+/// know.
+const DISCOVER_EVERY: u64 = 5;
 
-/// The check of libpq's `target_session_attrs=read-write`: on for a standby, and for a primary that is set read-only.
-const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
 /// A WAL record that nothing reads. Its commit is answered when it is durable, on a synchronous standby too.
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 
@@ -30,6 +32,8 @@ const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 pub struct Probe {
     db: Database,
     connection: Option<(PgConnection, Instant)>,
+    /// The primary that the probe's last connection led to.
+    primary: Primary,
     /// Older connections are invalidated once a new one works.
     pending_invalidation: Option<Invalidation>,
     /// The pool's numbers at the last check.
@@ -57,7 +61,15 @@ enum Answer {
 
 impl Probe {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, connection: None, pending_invalidation: None, acquired: 0, committed: 0, checks: 0 }
+        Self {
+            db,
+            connection: None,
+            primary: Primary::default(),
+            pending_invalidation: None,
+            acquired: 0,
+            committed: 0,
+            checks: 0,
+        }
     }
 
     /// Checks whether the database accepts writes, in at most 4 s.
@@ -118,7 +130,9 @@ impl Probe {
         let has_committed = has_committed && !self.checks.is_multiple_of(WRITE_EVERY);
         // While callers get no connection, the question is whether a new one can be opened.
         let is_starved = pool.counts().2 > 0 && !has_acquired;
-        let kept = self.connection.take().filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved);
+        let discovers = pool.hosts().are_several() && self.checks.is_multiple_of(DISCOVER_EVERY);
+        let kept = self.connection.take();
+        let kept = kept.filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved && !discovers);
         if let Some((mut connection, made)) = kept {
             let asked = timeout(ANSWER_LIMIT, ask(&mut connection, has_committed));
             let pending_invalidation = match asked.await.unwrap_or(Answer::TimedOut) {
@@ -135,9 +149,17 @@ impl Probe {
             let mut connection = pool.connect_apart().await?;
             let answer = ask(&mut connection, false).await;
             Ok::<_, sqlx::Error>((connection, answer))
-        });
+        })
+        .await;
+        let previous = std::mem::replace(&mut self.primary, pool.hosts().primary());
+        if self.primary.is_split {
+            // Neither of the two primaries may get another statement.
+            pool.invalidate_all();
+        } else if self.primary != previous && previous != Primary::default() {
+            self.pending_invalidation = Some(Invalidation::All);
+        }
         let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
-        match fresh.await {
+        match fresh {
             Ok(Ok((connection, Answer::Writable))) => {
                 self.connection = Some((connection, Instant::now()));
                 match self.pending_invalidation.take() {

@@ -341,6 +341,8 @@ pub(crate) fn copy(error: &Error) -> Error {
         Error::Connect(inner) => Error::Connect(inner.clone()),
         Error::Url
         | Error::UrlMalformed
+        | Error::TargetSessionAttrs
+        | Error::UrlParameter
         | Error::Folder { .. }
         | Error::Exposed(_)
         | Error::Permissions { .. }

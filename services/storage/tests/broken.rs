@@ -26,14 +26,13 @@ const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(3_600);
 
 async fn open(address: SocketAddr, statement_timeout: Duration) -> Database {
-    let options = Options {
-        max_connections: CONNECTIONS,
-        acquire_timeout: Duration::from_secs(20),
-        statement_timeout,
-        schema: Some("broken".to_owned()),
-    };
-    let url = format!("postgres://postgres@{address}/postgres");
-    let db = Database::connect(&url, &options).await.expect("a database");
+    open_url(&format!("postgres://postgres@{address}/postgres"), statement_timeout, Duration::from_secs(20)).await
+}
+
+async fn open_url(url: &str, statement_timeout: Duration, acquire_timeout: Duration) -> Database {
+    let options =
+        Options { max_connections: CONNECTIONS, acquire_timeout, statement_timeout, schema: Some("broken".to_owned()) };
+    let db = Database::connect(url, &options).await.expect("a database");
     db.migrate(SCHEMA).await.expect("a schema");
     db
 }
@@ -188,6 +187,12 @@ async fn the_probe_works_while_the_pool_is_exhausted() {
     }
 }
 
+/// Returns when the standby has all that the primary has written.
+fn catch_up(standby: &Server, primary: &Server) {
+    let written = primary.sql("SELECT pg_current_wal_lsn()");
+    while standby.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")) != "t" {}
+}
+
 /// Sets it for all sessions; returns when new sessions have it.
 fn set_read_only(server: &Server, value: &str) {
     let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
@@ -236,7 +241,7 @@ async fn after_a_failover_each_write_goes_to_the_new_primary() {
         let standby = servers.last().expect("a server").standby();
         let old = servers.last().expect("a server");
         put(&db, first + 1).await.expect("written to the primary");
-        while standby.sql("SELECT COUNT(*) FROM broken.t") != old.sql("SELECT COUNT(*) FROM broken.t") {}
+        catch_up(&standby, old);
         if crashes {
             old.crash();
         } else {
@@ -279,6 +284,106 @@ async fn after_a_slow_failover_no_read_goes_to_the_old_primary() {
         let read = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
         assert_eq!(read.count, i64::from(new.port()));
     }
+}
+
+/// The end of a primary.
+#[derive(Clone, Copy, Debug)]
+enum EndOfPrimary {
+    /// It becomes read-only, and serves.
+    Demoted,
+    Crashed,
+    /// Its connections, and new ones, get no answer.
+    CutOff,
+    /// It does not know of its successor, and accepts writes.
+    Unaware,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_several_hosts_a_write_goes_to_the_one_that_accepts_writes() {
+    // It accepts connections, and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    for end in [EndOfPrimary::Demoted, EndOfPrimary::Crashed, EndOfPrimary::CutOff, EndOfPrimary::Unaware] {
+        let Some(primary) = Server::start_on_tcp(&[]) else { return };
+        let standby = primary.standby();
+        let (to_primary, to_standby) =
+            (Proxy::start(address_of(&primary)).await, Proxy::start(address_of(&standby)).await);
+        // The standby is asked first.
+        let hosts = format!("{},{}", to_standby.address(), to_primary.address());
+        let url = format!("postgres://postgres@{hosts}/postgres?target_session_attrs=read-write");
+        let db = open_url(&url, LONG, Duration::from_secs(20)).await;
+        let mut probe = db.probe();
+        probe.check().await.expect("writable");
+        put(&db, 1).await.expect("written to the primary");
+        fill(&db).await;
+        catch_up(&standby, &primary);
+        match end {
+            EndOfPrimary::Demoted => set_read_only(&primary, "on"),
+            EndOfPrimary::Crashed => primary.crash(),
+            EndOfPrimary::CutOff => {
+                to_primary.end(End::Blackhole);
+                to_primary.lead_to(silent.local_addr().expect("an address"));
+            }
+            EndOfPrimary::Unaware => {}
+        }
+        standby.promote();
+        for _ in 0..5 {
+            while let Err(error) = probe.check().await {
+                assert!(error.is_unavailable(), "{end:?}: {error:?}");
+            }
+        }
+        for done in join_all((10..18).map(|n| put(&db, n))).await {
+            done.unwrap_or_else(|error| panic!("{end:?}: {error:?}"));
+        }
+        assert_eq!(standby.sql("SELECT COUNT(*) FROM broken.t"), "9", "{end:?}: on the new primary");
+        assert_eq!(count(&db).await.expect("read"), 9, "{end:?}: and read there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_two_primaries_on_one_timeline_nothing_is_written_until_one_is_gone() {
+    let Some(first) = Server::start_on_tcp(&[]) else { return };
+    let standbys = [first.standby(), first.standby()];
+    let hosts = [&first, &standbys[0], &standbys[1]].map(|server| address_of(server).to_string()).join(",");
+    let acquire_timeout = Duration::from_secs(2);
+    let db = open_url(&format!("postgres://postgres@{hosts}/postgres"), SHORT, acquire_timeout).await;
+    let mut probe = db.probe();
+    probe.check().await.expect("writable");
+    fill(&db).await;
+    standbys.iter().for_each(|standby| catch_up(standby, &first));
+    first.crash();
+    standbys[0].promote();
+    while probe.check().await.is_err() {}
+    put(&db, 1).await.expect("written to the new primary");
+    fill(&db).await;
+    standbys[1].promote();
+    let split = loop {
+        if let Err(error) = probe.check().await {
+            break error;
+        }
+    };
+    let [one, other] = standbys.each_ref().map(address_of);
+    assert!(
+        format!("{split:?}").contains(&format!("split brain: {one} and {other} are primaries on timeline 2")),
+        "{split:?}"
+    );
+    let refused = put(&db, 2).await.expect_err("two primaries");
+    assert!(refused.is_unavailable(), "{refused:?}");
+    count(&db).await.expect_err("nothing is read either");
+    standbys[1].crash();
+    probe.check().await.expect("one primary");
+    put(&db, 3).await.expect("written to the one that is left");
+    assert_eq!(standbys[0].sql("SELECT array_agg(n) FROM broken.t"), "{1,3}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_host_that_accepts_writes_nothing_is_opened_and_the_error_names_one() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    set_read_only(&server, "on");
+    let url = format!("postgres://postgres@{}/postgres?target_session_attrs=read-write", address_of(&server));
+    let options = Options { acquire_timeout: Duration::from_millis(200), ..Options::default() };
+    let refused = Database::connect(&url, &options).await.expect_err("read-only");
+    let chain = format!("{refused:?}");
+    assert!(chain.contains(&format!("127.0.0.1:{} is read-only", server.port())), "{chain}");
 }
 
 /// PostgreSQL's appendix "Error Codes".

@@ -1,0 +1,385 @@
+//! PostgreSQL URLs with several hosts (libpq's connection URIs, PostgreSQL's documentation 34.1.1.3): a cluster whose primary may
+//! be any of them. A connection goes to the primary on the highest timeline: each promotion begins a new one, so an old
+//! primary that comes back, or was cut off from the others, is on a lower one. With two primaries on the highest timeline none
+//! gets a connection.
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
+use sea_orm::sqlx::{self, ConnectOptions, Executor, Row};
+use tokio::time::timeout;
+
+use crate::error::Error;
+
+/// The check of libpq's `target_session_attrs=read-write`: on for a standby, and for a primary that is set read-only.
+pub(crate) const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
+
+/// Columns: read-only, a standby, the name of the primary's WAL file, which begins with its timeline, and the start of the
+/// server: two addresses may lead to one server.
+const ROLE: &str = "SELECT current_setting('transaction_read_only')::boolean, pg_is_in_recovery(), \
+                    CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END, \
+                    pg_postmaster_start_time()::text";
+
+/// The time limit of the last primary's answer, before the other hosts are asked.
+const PRIMARY_LIMIT: Duration = Duration::from_secs(1);
+/// How long the other hosts may take after the first primary has answered.
+const OTHERS_LIMIT: Duration = Duration::from_millis(250);
+
+/// The URL's parameters that the driver knows (sqlx 0.9), apart from `options[…]`.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Which servers may get a connection: libpq's `target_session_attrs`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Any,
+    ReadWrite,
+    Primary,
+}
+
+/// The primary of the last connection.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Primary {
+    /// Its index in the URL.
+    index: usize,
+    /// The highest timeline seen; 0 without several hosts.
+    timeline: u32,
+    /// There are two of them: none gets a connection.
+    pub(crate) is_split: bool,
+}
+
+/// A server that may get a connection.
+#[derive(Debug)]
+struct Candidate<C> {
+    index: usize,
+    timeline: u32,
+    start_time: String,
+    connection: C,
+}
+
+/// The servers of a URL.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    options: Vec<PgConnectOptions>,
+    target: Target,
+    primary: Mutex<Primary>,
+}
+
+impl Hosts {
+    /// The hosts of `postgres://USER@HOST:PORT,HOST:PORT/DATABASE?target_session_attrs=read-write`. With several hosts,
+    /// read-write is the default: a service has no use for a standby.
+    ///
+    /// # Errors
+    /// [`Error::UrlMalformed`]; [`Error::TargetSessionAttrs`] for a value that leads to servers without writes.
+    pub(crate) fn parse(url: &str) -> Result<Self, Error> {
+        let (before, hosts, after) = split(url).ok_or(Error::UrlMalformed)?;
+        let hosts: Vec<&str> = hosts.split(',').collect();
+        let (after, target) = without_target(after, hosts.len() > 1)?;
+        let target = target.unwrap_or(if hosts.len() > 1 { Target::ReadWrite } else { Target::Any });
+        let parse = |host: &&str| {
+            let is_named = hosts.len() == 1 || !host.is_empty();
+            let url = format!("{before}{host}{after}");
+            url.parse::<PgConnectOptions>().ok().filter(|_| is_named).ok_or(Error::UrlMalformed)
+        };
+        let options = hosts.iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { options, target, primary: Mutex::default() })
+    }
+
+    /// The same with other options.
+    pub(crate) fn map(mut self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
+        self.options = self.options.into_iter().map(change).collect();
+        self
+    }
+
+    /// Whether the primary may change.
+    pub(crate) fn are_several(&self) -> bool {
+        self.options.len() > 1
+    }
+
+    /// The primary of the last connection.
+    pub(crate) fn primary(&self) -> Primary {
+        *self.primary.lock()
+    }
+
+    /// The options of the host of the last connection.
+    pub(crate) fn last(&self) -> PgConnectOptions {
+        // There is at least one host.
+        self.options.get(self.primary().index).cloned().unwrap_or_default()
+    }
+
+    /// A connection to the last primary, if it is still the primary; else to the one that [`Hosts::discover`] finds.
+    ///
+    /// # Errors
+    /// No host is a primary, or two are.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let last = self.primary();
+        if last.timeline > 0
+            && !last.is_split
+            && let Ok(Ok(found)) = timeout(PRIMARY_LIMIT, self.ask(last.index)).await
+            && found.timeline == last.timeline
+        {
+            return Ok(found.connection);
+        }
+        self.discover().await
+    }
+
+    /// Asks all hosts. A connection to the primary on the highest timeline.
+    ///
+    /// # Errors
+    /// No host is a primary, or two are. If a server has answered with an error, it is that one.
+    pub(crate) async fn discover(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut pending: FuturesUnordered<_> = (0..self.options.len()).map(|index| self.ask(index)).collect();
+        let mut failures = Vec::new();
+        let first = loop {
+            match pending.next().await {
+                Some(Ok(candidate)) => break candidate,
+                Some(Err(error)) => failures.push(error),
+                None => return Err(combined(failures)),
+            }
+        };
+        let mut candidates = vec![first];
+        let others = async {
+            while let Some(answer) = pending.next().await {
+                candidates.extend(answer.ok());
+            }
+        };
+        // A host that does not answer in time is no primary.
+        let _ = timeout(OTHERS_LIMIT, others).await;
+        let chosen = {
+            let mut primary = self.primary.lock();
+            choose(candidates, &mut primary, |index| self.name(index))
+        };
+        chosen.map_err(refused)
+    }
+
+    /// A connection to a host, if it may get one.
+    async fn ask(&self, index: usize) -> Result<Candidate<PgConnection>, sqlx::Error> {
+        let options = self.options.get(index).ok_or_else(|| refused("there is no such host".to_owned()))?;
+        let mut connection = options.connect().await.map_err(|error| self.named(index, error))?;
+        if self.target == Target::Any {
+            return Ok(Candidate { index, timeline: 0, start_time: String::new(), connection });
+        }
+        let role = connection.fetch_one(ROLE).await?;
+        let (is_read_only, is_standby): (bool, bool) = (role.try_get(0)?, role.try_get(1)?);
+        if is_standby {
+            return Err(refused(format!("{} is a standby", self.name(index))));
+        }
+        if is_read_only && self.target == Target::ReadWrite {
+            return Err(refused(format!("{} is read-only", self.name(index))));
+        }
+        let wal_file: String = role.try_get(2)?;
+        let timeline = wal_file.get(..8).and_then(|timeline| u32::from_str_radix(timeline, 16).ok());
+        let timeline = timeline.ok_or_else(|| sqlx::Error::Protocol(format!("a WAL file named {wal_file}")))?;
+        Ok(Candidate { index, timeline, start_time: role.try_get(3)?, connection })
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.options.get(index).map(|host| format!("{}:{}", host.get_host(), host.get_port())).unwrap_or_default()
+    }
+
+    /// With several hosts, an I/O error names the host.
+    fn named(&self, index: usize, error: sqlx::Error) -> sqlx::Error {
+        match error {
+            sqlx::Error::Io(error) if self.are_several() => {
+                sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))))
+            }
+            other => other,
+        }
+    }
+}
+
+/// The connection to the primary on the highest timeline, which becomes the known one.
+///
+/// # Errors
+/// What is wrong with the primaries: there are two, or all are old ones.
+fn choose<C>(candidates: Vec<Candidate<C>>, known: &mut Primary, name: impl Fn(usize) -> String) -> Result<C, String> {
+    let highest = candidates.iter().map(|candidate| candidate.timeline).max().unwrap_or_default();
+    let names = |candidates: &[Candidate<C>]| {
+        candidates.iter().map(|candidate| name(candidate.index)).collect::<Vec<_>>().join(" and ")
+    };
+    if highest < known.timeline {
+        let (old, timeline) = (names(&candidates), known.timeline);
+        return Err(format!(
+            "{old}: an old primary, on timeline {highest}; the current one, on timeline {timeline}, does not answer"
+        ));
+    }
+    let (mut newest, _old): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|candidate| candidate.timeline == highest);
+    let is_split = newest.windows(2).any(|pair| matches!(pair, [one, other] if one.start_time != other.start_time));
+    *known = Primary { timeline: highest, is_split, ..*known };
+    if is_split {
+        return Err(format!("split brain: {} are primaries on timeline {highest}; demote one", names(&newest)));
+    }
+    let first = newest.swap_remove(0);
+    known.index = first.index;
+    Ok(first.connection)
+}
+
+/// Like a server that does not listen: it is tried again.
+fn refused(why: String) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::ConnectionRefused, why))
+}
+
+/// A server's own error first: it says more than a connection that was refused. Else all of them.
+fn combined(mut failures: Vec<sqlx::Error>) -> sqlx::Error {
+    let of_server = failures.iter().position(|error| !matches!(error, sqlx::Error::Io(_)));
+    match (of_server, failures.as_slice()) {
+        (Some(index), _) => failures.swap_remove(index),
+        (None, [_]) => failures.swap_remove(0),
+        (None, _) => {
+            let each = failures.iter().map(|error| match error {
+                sqlx::Error::Io(error) => error.to_string(),
+                other => other.to_string(),
+            });
+            refused(each.collect::<Vec<_>>().join("; "))
+        }
+    }
+}
+
+/// The end of a URL without `target_session_attrs`, which the driver does not know. The driver ignores other parameters that
+/// it does not know; here they are errors.
+fn without_target(end: &str, has_several_hosts: bool) -> Result<(String, Option<Target>), Error> {
+    let Some((base, parameters)) = end.split_once('?') else { return Ok((end.to_owned(), None)) };
+    let mut target = None;
+    let mut others = Vec::new();
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match (name, value) {
+            ("target_session_attrs", "any") => target = Some(Target::Any),
+            ("target_session_attrs", "read-write") => target = Some(Target::ReadWrite),
+            ("target_session_attrs", "primary") => target = Some(Target::Primary),
+            ("target_session_attrs", _) => return Err(Error::TargetSessionAttrs),
+            // One value for all hosts.
+            ("host" | "hostaddr" | "port", _) if has_several_hosts => return Err(Error::UrlMalformed),
+            _ if PARAMETERS.contains(&name) || name.starts_with("options[") => others.push(parameter),
+            _ => return Err(Error::UrlParameter),
+        }
+    }
+    let separator = if others.is_empty() { "" } else { "?" };
+    Ok((format!("{base}{separator}{}", others.join("&")), target))
+}
+
+/// What is before the hosts, the hosts, and what is after them.
+fn split(url: &str) -> Option<(&str, &str, &str)> {
+    let begin = url.find("://")? + "://".len();
+    let end = url[begin..].find(['/', '?', '#']).map_or(url.len(), |length| begin + length);
+    let hosts = url[begin..end].rfind('@').map_or(begin, |at| begin + at + 1);
+    Some((&url[..hosts], &url[hosts..end], &url[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(url: &str) -> (Vec<String>, Target) {
+        let hosts = Hosts::parse(url).expect(url);
+        let name = |of: &PgConnectOptions| {
+            format!("{}@{}:{}/{}", of.get_username(), of.get_host(), of.get_port(), of.get_database().unwrap_or(""))
+        };
+        (hosts.options.iter().map(name).collect(), hosts.target)
+    }
+
+    #[test]
+    fn each_host_has_the_urls_other_parts() {
+        for (url, hosts, target) in [
+            ("postgres://u:p@a/shop", vec!["u@a:5432/shop"], Target::Any),
+            ("postgres://u@a/shop?target_session_attrs=primary", vec!["u@a:5432/shop"], Target::Primary),
+            (
+                "postgresql://u:p%40@a:1,b,[::1]:3/shop?sslmode=disable",
+                vec!["u@a:1/shop", "u@b:5432/shop", "u@[::1]:3/shop"],
+                Target::ReadWrite,
+            ),
+            (
+                "postgres://u@a,b/shop?application_name=x&target_session_attrs=any&sslmode=disable",
+                vec!["u@a:5432/shop", "u@b:5432/shop"],
+                Target::Any,
+            ),
+            (
+                "postgres://u@a,b/shop?target_session_attrs=read-write",
+                vec!["u@a:5432/shop", "u@b:5432/shop"],
+                Target::ReadWrite,
+            ),
+        ] {
+            assert_eq!(parsed(url), (hosts.into_iter().map(str::to_owned).collect(), target), "{url}");
+        }
+        let socket = Hosts::parse("postgres://u@localhost:7/shop?host=/run/postgresql").expect("a socket");
+        assert_eq!(socket.options.len(), 1);
+    }
+
+    fn chosen(candidates: &[(usize, u32, &str)], known: &mut Primary) -> Result<usize, String> {
+        let candidate = |&(index, timeline, start_time): &(usize, u32, &str)| Candidate {
+            index,
+            timeline,
+            start_time: start_time.to_owned(),
+            connection: index,
+        };
+        choose(candidates.iter().map(candidate).collect(), known, |index| format!("pg-{index}"))
+    }
+
+    #[test]
+    fn the_primary_on_the_highest_timeline_is_chosen_and_an_old_one_never_again() {
+        let mut known = Primary::default();
+        assert_eq!(chosen(&[(0, 1, "a")], &mut known), Ok(0));
+        assert_eq!(chosen(&[(0, 1, "a"), (2, 2, "c")], &mut known), Ok(2));
+        assert_eq!(known, Primary { index: 2, timeline: 2, is_split: false });
+        let old = chosen(&[(0, 1, "a")], &mut known).expect_err("an old primary");
+        assert!(old.contains("pg-0: an old primary, on timeline 1; the current one, on timeline 2,"), "{old}");
+        assert_eq!(known, Primary { index: 2, timeline: 2, is_split: false });
+    }
+
+    #[test]
+    fn of_two_primaries_on_one_timeline_none_is_chosen_until_one_is_gone() {
+        let mut known = Primary::default();
+        assert_eq!(chosen(&[(0, 2, "a")], &mut known), Ok(0));
+        let split = chosen(&[(0, 2, "a"), (1, 2, "b")], &mut known).expect_err("a split");
+        assert_eq!(split, "split brain: pg-0 and pg-1 are primaries on timeline 2; demote one");
+        assert!(known.is_split);
+        assert_eq!(chosen(&[(1, 2, "b")], &mut known), Ok(1));
+        assert!(!known.is_split);
+        // Two addresses of one server are none.
+        assert_eq!(chosen(&[(0, 2, "b"), (1, 2, "b")], &mut known), Ok(0));
+    }
+
+    #[test]
+    fn a_url_that_leads_to_standbys_or_names_no_host_is_refused() {
+        for value in ["read-only", "standby", "prefer-standby", "", "writable"] {
+            let refused = Hosts::parse(&format!("postgres://a,b/shop?target_session_attrs={value}"));
+            assert!(matches!(refused, Err(Error::TargetSessionAttrs)), "{value}");
+        }
+        for url in [
+            "postgres://a,/shop",
+            "postgres://,a/shop",
+            "postgres://a:x,b/shop",
+            "postgres:a",
+            "postgres://a,b/shop?port=5",
+        ] {
+            assert!(matches!(Hosts::parse(url), Err(Error::UrlMalformed)), "{url}");
+        }
+        for name in ["connect_timeout=10", "sslmod=require", "sslmode=disable&x", "=1"] {
+            let url = format!("postgres://a/shop?{name}");
+            assert!(matches!(Hosts::parse(&url), Err(Error::UrlParameter)), "{url}");
+        }
+    }
+}
