@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import clients  # noqa: E402
 import crash  # noqa: E402
+import failover  # noqa: E402
 import golden  # noqa: E402
 import leaks  # noqa: E402
 import live  # noqa: E402
@@ -34,6 +35,7 @@ PARTS = {
     "upgrade": upgrade.run,
     "postgres": postgres.on_postgres,
     "away": postgres.outage,
+    "failover": failover.run,
     "secrets": leaks.run,
     "clients": clients.run,
     "chaos": crash.chaos,

@@ -1,4 +1,4 @@
-"""A real PostgreSQL: every service on its own database; a database outage; chaos."""
+"""A real PostgreSQL, or a primary and its standbys: every service on its own database; a database outage; chaos."""
 
 import os
 import re
@@ -22,23 +22,26 @@ def postgres_programs():
 
 
 class Postgres:
-    """A separate server in a temporary folder. It does not run as root, so there it runs as `postgres`."""
+    """A separate server in a temporary folder, empty or a standby. It does not run as root, so there it runs as `postgres`."""
 
-    def __init__(self, programs, settings=None):
+    def __init__(self, programs, settings=None, primary=None, port=None):
         self.programs = programs
+        self.primary = primary
         self.settings = settings or {}
         self.folder = Path(tempfile.mkdtemp(prefix="ordermesh-postgres-"))
         self.user = "postgres" if os.geteuid() == 0 else None
-        self.port = free_ports(1)[0]
+        self.port = port or free_ports(1)[0]
         self.process = None
 
     def __enter__(self):
         if self.user:
             shutil.chown(self.folder, self.user)
         data = self.folder / "data"
-        subprocess.run(
-            [self.programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8"],
-            check=True, stdout=subprocess.DEVNULL, **self.options())
+        if self.primary:
+            copy = ["pg_basebackup", "-h", "127.0.0.1", "-p", str(self.primary.port), "-U", "postgres", "-R", "-c", "fast", "-D", data]
+        else:
+            copy = ["initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8"]
+        subprocess.run([self.programs / copy[0], *copy[1:]], check=True, stdout=subprocess.DEVNULL, **self.options())
         self.log = open(self.folder / "log", "w", encoding="utf-8")
         self.start()
         return self

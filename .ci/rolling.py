@@ -62,7 +62,8 @@ class Load:
     def seen(self):
         """The numbers of acknowledged orders and of resumed watches; fails if a call has failed."""
         self.took = time.monotonic() - self.began
-        check(self.process.poll() is None, "the load runs until it is stopped")
+        ended = self.process.poll() is not None
+        check(not ended, f"the load runs until it is stopped:\n{self.process.communicate()[0] if ended else ''}")
         self.process.send_signal(signal.SIGINT)
         said, _ = self.process.communicate(timeout=180)
         check(self.process.returncode == 0, f"every order ends in its expected state:\n{said}")

@@ -361,7 +361,7 @@ mod tests {
             let ended = Error::from(ask(endless).await.expect_err("an endless query"));
             assert!(ended.is_unavailable(), "{ended:?}");
             assert_eq!(ended.error_type(), Some(telemetry::ErrorType::Timeout));
-            assert!(ask("SELECT 1").await.expect("an answer").is_some());
+            assert!(ask("SELECT 1").await.expect("a response").is_some());
         }
     }
 

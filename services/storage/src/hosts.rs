@@ -4,6 +4,7 @@
 //! gets a connection.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -27,7 +28,7 @@ const ROLE: &str = "SELECT current_setting('transaction_read_only')::boolean, pg
 /// The time limit of the last primary's answer, before the other hosts are asked.
 const PRIMARY_LIMIT: Duration = Duration::from_secs(1);
 /// How long the other hosts may take after the first primary has answered.
-const OTHERS_LIMIT: Duration = Duration::from_millis(250);
+const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The URL's parameters that the driver knows (sqlx 0.9), apart from `options[…]`.
 const PARAMETERS: [&str; 18] = [
@@ -85,6 +86,8 @@ pub(crate) struct Hosts {
     options: Vec<PgConnectOptions>,
     target: Target,
     primary: Mutex<Primary>,
+    /// A connection to the primary broke or did not answer: it may have a successor that it does not know.
+    is_doubted: AtomicBool,
 }
 
 impl Hosts {
@@ -104,7 +107,7 @@ impl Hosts {
             url.parse::<PgConnectOptions>().ok().filter(|_| is_named).ok_or(Error::UrlMalformed)
         };
         let options = hosts.iter().map(parse).collect::<Result<_, _>>()?;
-        Ok(Self { options, target, primary: Mutex::default() })
+        Ok(Self { options, target, primary: Mutex::default(), is_doubted: AtomicBool::new(false) })
     }
 
     /// The same with other options.
@@ -129,6 +132,11 @@ impl Hosts {
         self.options.get(self.primary().index).cloned().unwrap_or_default()
     }
 
+    /// The next connection is made by [`Hosts::discover`].
+    pub(crate) fn doubt(&self) {
+        self.is_doubted.store(true, Ordering::Relaxed);
+    }
+
     /// A connection to the last primary, if it is still the primary; else to the one that [`Hosts::discover`] finds.
     ///
     /// # Errors
@@ -137,6 +145,7 @@ impl Hosts {
         let last = self.primary();
         if last.timeline > 0
             && !last.is_split
+            && !self.is_doubted.load(Ordering::Relaxed)
             && let Ok(Ok(found)) = timeout(PRIMARY_LIMIT, self.ask(last.index)).await
             && found.timeline == last.timeline
         {
@@ -150,6 +159,7 @@ impl Hosts {
     /// # Errors
     /// No host is a primary, or two are. If a server has answered with an error, it is that one.
     pub(crate) async fn discover(&self) -> Result<PgConnection, sqlx::Error> {
+        self.is_doubted.store(false, Ordering::Relaxed);
         let mut pending: FuturesUnordered<_> = (0..self.options.len()).map(|index| self.ask(index)).collect();
         let mut failures = Vec::new();
         let first = loop {
@@ -201,12 +211,12 @@ impl Hosts {
 
     /// With several hosts, an I/O error names the host.
     fn named(&self, index: usize, error: sqlx::Error) -> sqlx::Error {
-        match error {
-            sqlx::Error::Io(error) if self.are_several() => {
-                sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))))
-            }
-            other => other,
+        if let sqlx::Error::Io(error) = &error
+            && self.are_several()
+        {
+            return sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))));
         }
+        error
     }
 }
 
@@ -249,9 +259,9 @@ fn combined(mut failures: Vec<sqlx::Error>) -> sqlx::Error {
         (Some(index), _) => failures.swap_remove(index),
         (None, [_]) => failures.swap_remove(0),
         (None, _) => {
-            let each = failures.iter().map(|error| match error {
-                sqlx::Error::Io(error) => error.to_string(),
-                other => other.to_string(),
+            let each = failures.iter().filter_map(|error| {
+                let sqlx::Error::Io(error) = error else { return None };
+                Some(error.to_string())
             });
             refused(each.collect::<Vec<_>>().join("; "))
         }

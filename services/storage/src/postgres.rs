@@ -192,6 +192,7 @@ impl Pool {
 
     /// A connection broke: idle ones of its generation are not reused, since they are most likely broken too.
     fn invalidate_generation(&self, generation: u64) {
+        self.hosts().doubt();
         let next = generation + 1;
         // If it differs, a newer generation has begun already.
         let _ = self.state.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
@@ -202,11 +203,12 @@ impl Pool {
         self.invalidate_generation(self.state.generation.load(Ordering::Acquire));
     }
 
-    /// A new connection works where an old one is unresponsive or leads to a read-only server: older ones are not
-    /// reused, and statements still running on them are given up.
+    /// A new connection works where an old one is unresponsive or leads to a read-only server: older ones are
+    /// closed, and statements still running on them are given up.
     pub(crate) fn invalidate_all(&self) {
         let generation = self.state.generation.fetch_add(1, Ordering::AcqRel) + 1;
         self.state.invalid_before.send_replace(generation);
+        drop(self.pool.retain(|made, _| made.generation >= generation));
     }
 
     /// Closes connections that have been idle for long.

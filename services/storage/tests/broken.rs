@@ -339,6 +339,27 @@ async fn with_several_hosts_a_write_goes_to_the_one_that_accepts_writes() {
     }
 }
 
+/// Its commits wait for a standby that has left it: a connection to it breaks, and a new one would too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_probe_an_unaware_primary_is_left_once_it_does_not_answer() {
+    let Some(primary) = Server::start_on_tcp(&[("synchronous_commit", "on")]) else { return };
+    let standby = primary.standby();
+    let hosts = [&primary, &standby].map(|server| address_of(server).to_string()).join(",");
+    let db = open_url(&format!("postgres://postgres@{hosts}/postgres"), SHORT, Duration::from_secs(20)).await;
+    put(&db, 1).await.expect("written to the primary");
+    catch_up(&standby, &primary);
+    standby.promote();
+    // The checkpointer puts the setting into effect.
+    primary.sql_each(&["ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()", "CHECKPOINT"]);
+    while primary.sql("SHOW synchronous_standby_names") != "*" {}
+    // Whether the first one is retried is up to the caller: its commit may have happened.
+    let mut n = 2;
+    while put(&db, n).await.is_err() {
+        n += 1;
+    }
+    assert_eq!(standby.sql(&format!("SELECT array_agg(n) FROM broken.t WHERE n IN (1, {n})")), format!("{{1,{n}}}"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_two_primaries_on_one_timeline_nothing_is_written_until_one_is_gone() {
     let Some(first) = Server::start_on_tcp(&[]) else { return };
@@ -423,7 +444,7 @@ async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_keeps_the_co
     let db = Database::connect(&place.url, &options).await.expect("a database");
     let process = async || {
         let select = Statement::from_string(db.read().get_database_backend(), "SELECT pg_backend_pid() AS pid");
-        let row = db.read().query_one_raw(select).await.expect("an answer").expect("a row");
+        let row = db.read().query_one_raw(select).await.expect("a response").expect("a row");
         row.try_get::<i32>("", "pid").expect("a process")
     };
     let before = process().await;

@@ -35,7 +35,7 @@ async fn a_slow_statement_is_a_warning_and_its_parameters_are_not_in_it() {
     for (seconds, secret) in [("0.01", "quick-secret"), ("0.7", "slow-secret")] {
         let sql = format!("SELECT COUNT(*) AS count FROM (SELECT pg_sleep({seconds})) s WHERE $1 <> ''");
         let select = Statement::from_sql_and_values(db.read().get_database_backend(), sql, [secret.into()]);
-        Count::find_by_statement(select).one(db.read()).await.expect("an answer");
+        Count::find_by_statement(select).one(db.read()).await.expect("a response");
     }
     let text = String::from_utf8(lines.0.lock().expect("not poisoned").clone()).expect("text");
     let warned: Vec<&str> =

@@ -1,0 +1,150 @@
+"""PostgreSQL fails over under load: a primary with two synchronous standbys, named in one URL, without a proxy.
+
+The check does what a failover manager does: it promotes the standby with the most WAL, and lets the other one follow it. So the time without
+service is the services' own: from the promotion on.
+"""
+
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+from postgres import Postgres, check_verify, postgres_programs, skip_reason
+from rolling import Load
+from system import CallError, System, check, eventually
+
+# No commit is acknowledged before a standby has it: a failover loses no acknowledged order.
+SETTINGS = {"synchronous_standby_names": "ANY 1 (*)", "wal_keep_size": "512MB"}
+# The probe asks all hosts every 10 s.
+FOUND_WITHIN_S = 20
+
+
+def lsn(server):
+    """How much WAL a standby has received."""
+    high, low = server.sql("SELECT pg_last_wal_receive_lsn()").split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def follow(standby, primary):
+    standby.sql(f"ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres'")
+    standby.sql("SELECT pg_reload_conf()")
+
+
+def fail_over(standbys):
+    """Promotes the standby with the most WAL; the other one follows it. Returns both."""
+    def settled():
+        before = [lsn(server) for server in standbys]
+        time.sleep(0.1)
+        return before == [lsn(server) for server in standbys]
+
+    eventually("nothing more is received", 10, settled)
+    primary, standby = sorted(standbys, key=lsn, reverse=True)
+    primary.sql("SELECT pg_promote()")
+    follow(standby, primary)
+    return primary, standby
+
+
+class Acknowledgements:
+    """Creates an order every 100 ms; knows when each was acknowledged."""
+
+    def __init__(self, system, token):
+        self.system, self.token = system, token
+        self.times, self.errors, self.is_over = [], [], False
+        self.thread = threading.Thread(target=self.create, daemon=True)
+
+    def create(self):
+        while not self.is_over:
+            try:
+                self.system.order(self.token)
+                self.times.append(time.monotonic())
+            except CallError as error:
+                self.errors.append(error.text)
+            time.sleep(0.1)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over = True
+        self.thread.join(30)
+
+    def next_after(self, begin, seconds=30):
+        """Seconds from `begin` to the next acknowledged order."""
+        return eventually("an order is acknowledged", seconds, lambda: next((at - begin for at in self.times[:] if at > begin), None))
+
+
+def connections(server):
+    """The established connections to a server, as their clients have them: the server may be stopped."""
+    with open("/proc/net/tcp", encoding="utf-8") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return sum(1 for row in rows if int(row[2].split(":")[1], 16) == server.port and row[3] == "01")
+
+
+def signal_all(server, number):
+    """Its backends have process groups of their own."""
+    with open(f"/proc/{server.process.pid}/task/{server.process.pid}/children", encoding="utf-8") as children:
+        for pid in [server.process.pid, *map(int, children.read().split())]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def rejoin(server, primary):
+    """Starts a server that was shut down as a standby."""
+    (server.folder / "data" / "standby.signal").touch()
+    with open(server.folder / "data" / "postgresql.auto.conf", "a", encoding="utf-8") as conf:
+        conf.write(f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres'\n")
+    server.start()
+
+
+def run():
+    """The primary is killed -9, then shut down for a switchover, then cut off and back: no order is lost, and the old primary gets no connection."""
+    if why := skip_reason():
+        return why
+    programs, took = postgres_programs(), {}
+    with ExitStack() as stack:
+        first = stack.enter_context(Postgres(programs, {"wal_keep_size": "512MB"}))
+        standbys = [stack.enter_context(Postgres(programs, SETTINGS, first)) for _ in range(2)]
+        first.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{SETTINGS['synchronous_standby_names']}'")
+        first.sql("SELECT pg_reload_conf()")
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in [first, *standbys])
+        url = f"postgres://postgres@{hosts}/postgres?target_session_attrs=read-write"
+        system = stack.enter_context(System(flags=["--database-url", url, "--user.bcrypt-cost", "4"]))
+        before = {pid for pid, _ in system.children()}
+        _, token = system.customer()
+        load = stack.enter_context(Load(system, "--database-url", url, "--customers", "4"))
+        acknowledged = stack.enter_context(Acknowledgements(system, token))
+        acknowledged.next_after(time.monotonic())
+
+        signal_all(first, signal.SIGKILL)
+        first.process.wait()
+        primary, standby = fail_over(standbys)
+        took["kill -9"] = acknowledged.next_after(time.monotonic())
+        # The killed one comes back as a copy of the new primary.
+        again = stack.enter_context(Postgres(programs, SETTINGS, primary, first.port))
+
+        primary.stop()
+        shut_down = primary
+        primary, standby = fail_over([standby, again])
+        took["switchover"] = acknowledged.next_after(time.monotonic())
+        rejoin(shut_down, primary)
+
+        # It accepts connections and answers nothing; then it is back, and does not know of its successor.
+        cut_off = primary
+        signal_all(cut_off, signal.SIGSTOP)
+        primary, standby = fail_over([standby, shut_down])
+        took["cut off"] = acknowledged.next_after(time.monotonic())
+        eventually("no service has a connection to it", FOUND_WITHIN_S, lambda: connections(cut_off) == 0)
+        signal_all(cut_off, signal.SIGCONT)
+        check(cut_off.sql("SELECT pg_is_in_recovery()") == "f", "the old primary is back, and accepts writes")
+        eventually("no service has a connection to the old primary", FOUND_WITHIN_S, lambda: connections(cut_off) == 0)
+        acknowledged.next_after(time.monotonic())
+        orders, _ = load.seen()
+        other = [error for error in acknowledged.errors if '"code": 14' not in error or "RetryInfo" not in error]
+        check(not other, f"what fails is UNAVAILABLE, with RetryInfo: {other[:1]}")
+        check({pid for pid, _ in system.children()} == before, "no process was restarted")
+        check_verify(system, "--database-url", url)
+    figures = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items())
+    failed = len(acknowledged.errors)
+    return f"from the promotion to the next acknowledged order: {figures}; {orders + len(acknowledged.times)} orders, none lost; {failed} calls UNAVAILABLE with RetryInfo"
