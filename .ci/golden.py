@@ -126,7 +126,7 @@ def check_crashed_order(jaeger, system, wanted):
     trace = new_trace()
     _, token = system.customer([traceparent(trace)])
     order = system.order(token, "pm_gateway_slow", headers=[traceparent(trace)])
-    check(order["traceId"] == trace, "the order has its creation's trace")
+    check(order["traceId"] == trace, "the order is in the trace of its CreateOrder call")
     # Longer than the spans' export delay, so that those of the creation are stored; the gateway takes 3 s.
     time.sleep(1.2)
     system.kill_9("order", 1)

@@ -10,7 +10,7 @@ from system import check
 
 DAY = 86_400_000_000
 EVENT_DAYS, TEMPLATES, CHUNK = 6, 20, 50_000
-# As many failed payments as among the cloned orders: pages of these are as dense.
+# The load has the data set's share of declined payments (1 of 20), so that pages of failed events scan as many rows as before it.
 MIX = ("--mix", "happy=95,declined=5")
 PASSWORD = "correct horse battery"
 SERVICES = ("user", "order", "payment", "data", "gateway")
@@ -101,13 +101,13 @@ class PostgresStore:
         return {name: int(size) for name, size in rows}
 
     def poll_query_cost(self):
-        """What the poll reads at least, by index, with its dead entries: buffers, milliseconds."""
+        """The cost of the driver's poll query by index scan, dead index entries included: buffers, milliseconds."""
         plan = self.server.sql(f"SET enable_seqscan = off; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {POLL_QUERY.format(now=NOW)}")
         plan = json.loads(plan)[0]
         return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"], plan["Execution Time"]
 
     def vacuum(self):
-        """Dead rows before, then seconds, by table."""
+        """By table: the dead rows before VACUUM, and the seconds that it took."""
         dead = {f"{schema}.{name}": int(count) for schema, name, count in self.sql(
             "SELECT schemaname, relname, n_dead_tup FROM pg_stat_user_tables WHERE n_live_tup > 1000 ORDER BY n_live_tup DESC LIMIT 10")}
         found = {}
@@ -164,7 +164,7 @@ class SqliteStore:
         return found
 
     def poll_query_cost(self):
-        """Nothing counts its buffers; the milliseconds are the median of many."""
+        """SQLite has no buffer counts, so 0; and the median time of 100 runs, in milliseconds."""
         self.sql("SELECT 1")
         took = []
         for _ in range(100):
@@ -259,7 +259,7 @@ class Dataset:
                        "WHERE sku IN (SELECT sku FROM growth.sums)")
 
     def due(self, first, count):
-        """SQL that makes orders that are due."""
+        """Inserts orders that are due."""
         when = int(time.time() * 1e6)
         held = "(SELECT sum(s.quantity) FROM growth.order_line AS s JOIN growth.chunk AS c ON c.k = s.k WHERE s.sku = stock.sku)"
         self.store.sql("; ".join([

@@ -137,7 +137,7 @@ rules:
 
 
 def traffic_policy(cluster):
-    """The ConfigMap of the traffic policy, edited under load: every pod follows it without a restart, and refuses a broken one."""
+    """The ConfigMap of the traffic policy, edited under load: every pod follows it without a restart, and rejects a broken one."""
     email, password = base64.b64decode(cluster.get("secret", "operator")["data"]["operator"]).decode().split()
     with cluster.forward("service/user", 7000) as user:
         login = k8s_orders.call(user, "user.v1.UserService/Login", {"email": email, "password": password})[0]
@@ -169,11 +169,11 @@ def traffic_policy(cluster):
         took = seconds_since(start)
         check_load_is_running(load)
     edit(TRAFFIC + "- nothing\n")
-    eventually("every pod refuses the broken file", 120, lambda: all_pods(lambda state: "line " in state.get("refusal", "")))
-    check(all_pods(lambda state: state.get("ruleCount") == 1), "the policy before stays in force")
+    eventually("every pod rejects the broken file", 120, lambda: all_pods(lambda state: "line " in state.get("refusal", "")))
+    check(all_pods(lambda state: state.get("ruleCount") == 1), "the previous policy stays in force")
     edit("rules: []\n")
     check(all(set(pods) <= set(ready_pods(cluster, name)) for name, pods in before.items()), "no pod was restarted")
-    return [load.report.summary(), f"in force at {sum(map(len, before.values()))} pods after {took} s; a broken file is refused by all of them"]
+    return [load.report.summary(), f"in force at {sum(map(len, before.values()))} pods after {took} s; a broken file is rejected by all of them"]
 
 
 def migrate(cluster):

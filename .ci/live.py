@@ -233,11 +233,11 @@ def steered(directory, jaeger):
         check("delay 300ms" in routes and "5s" in routes, f"the routes show what the policy changes: {routes}")
 
         write(FAULTS + "- matches: [{ method: { service: data.v1.CatalogService, methd: ListProducts } }]\n")
-        refusal = eventually("a broken file is refused", 30, lambda: state().get("refusal"))
-        check("line 8" in refusal and state()["ruleCount"] == 2, f"the policy before stays, and the line is named: {state()}")
-        check(any("is refused" in line and "line 8" in line for line in system.lines), "one line of the log names file and line")
+        refusal = eventually("a broken file is rejected", 30, lambda: state().get("refusal"))
+        check("line 8" in refusal and state()["ruleCount"] == 2, f"the previous policy stays, and the line is named: {state()}")
+        check(any("is rejected" in line and "line 8" in line for line in system.lines), "one line of the log names file and line")
         write(FAULTS.replace("request: 5s", "request: 50s"))
-        eventually("a longer timeout is refused", 30, lambda: "only be shortened" in state().get("refusal", ""))
+        eventually("a longer timeout is rejected", 30, lambda: "only be shortened" in state().get("refusal", ""))
 
         write("")
         in_force(0)
@@ -247,7 +247,7 @@ def steered(directory, jaeger):
     with System(("--traffic-policy", str(policy))) as system:
         write(FAULTS)
         operator = system.login_as_operator()
-        eventually("without --allow-faults the file is refused", 30, lambda: "--allow-faults" in grpc(
+        eventually("without --allow-faults the file is rejected", 30, lambda: "--allow-faults" in grpc(
             system.port("order"), f"{ADMIN}/GetSnapshot", {}, operator)["trafficPolicy"].get("refusal", ""))
     return f"order → payment p99 {edge['calls']['p99_ms']:.0f} ms with 300 ms injected; {len(rejected)} injected failures stored"
 
@@ -425,7 +425,7 @@ rules:
             acknowledged, _ = load.seen()
         check_verify(system)
         write(100, "ProcessPayment", "payment.v1.PaymentService")
-        eventually("a method with side effects is refused", 30, lambda: all(
+        eventually("a method with side effects is rejected", 30, lambda: all(
             "payment.v1.PaymentService/ProcessPayment has side effects" in state.get("refusal", "") for state in policies()))
     with sqlite3.connect(store / "data.db") as database:
         (events,) = database.execute("SELECT count(*) FROM trace_event WHERE event_type = 'data_lookup'").fetchone()

@@ -30,9 +30,9 @@ class Failed(Exception):
     """A check that failed."""
 
 
-def check(truth, expected):
+def check(condition, expected):
     """`expected` is a sentence that is true if the check succeeds; what was found instead follows a colon."""
-    if not truth:
+    if not condition:
         raise Failed(f"expected: {expected}")
 
 
@@ -67,7 +67,7 @@ def run_parts(what, parts):
 
 
 def prepare_process():
-    """For the scripts that start systems: processes end with them, the tools of .ci/bin come first, only flags and files configure a system."""
+    """For scripts that start systems: SIGTERM ends the script and its processes, .ci/bin is first in PATH, and variables that configure a system are unset."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ["PATH"] = f"{ROOT / '.ci/bin'}:{os.environ['PATH']}"
     for name in list(os.environ):
@@ -188,7 +188,7 @@ def traceparent(trace):
 
 
 class System:
-    """A whole system started by its program, in its own folder."""
+    """A complete system, started with the `ordermesh` binary in a folder of its own."""
 
     def __init__(self, flags=(), instances=2, env=None, data_dir=None, port_base=None, command=None, cwd=None, program=BIN):
         self.instances = instances

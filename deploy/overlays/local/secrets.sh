@@ -3,11 +3,11 @@
 #
 #   secrets.sh [ORDERMESH]
 #       Creates what is missing and keeps what exists, so it can be run again at any time. Certificates that expire within a week are
-#       renewed under the same authority: apply them (kubectl apply -k deploy/overlays/local), and running pods reload them.
-#   secrets.sh rotate-authority 1|2|3 [ORDERMESH]
+#       renewed under the same CA: apply them (kubectl apply -k deploy/overlays/local), and running pods reload them.
+#   secrets.sh rotate-ca 1|2|3 [ORDERMESH]
 #       Replaces the certificate authority, without an outage. Each step is followed by kubectl apply -k deploy/overlays/local:
-#       1: a new authority beside the old one; all services trust both
-#       2: certificates of the new authority
+#       1: a new CA beside the old one; all services trust both
+#       2: certificates of the new CA
 #       3: no service trusts the old one any more
 #       A step fails until the previous one is in the cluster; it then waits until every pod has loaded that.
 #
@@ -30,9 +30,9 @@ fail() { echo "secrets.sh: $*" >&2; exit 1; }
 say() { echo "${*//"$root/"/}"; }
 
 step=""
-if [ "${1:-}" = rotate-authority ]; then
+if [ "${1:-}" = rotate-ca ]; then
   step=${2:-}
-  [[ $step = [123] ]] || fail "rotate-authority takes a step: 1, 2 or 3"
+  [[ $step = [123] ]] || fail "rotate-ca takes a step: 1, 2 or 3"
   shift 2
 fi
 program=${1:-}
@@ -72,7 +72,7 @@ token_keys() { # the public half of the signing key, as returned by ListSigningK
 
 make_all() {
   if ! [ -s "$tls/ca.pem" ] && [ -s "$secrets/trust.pem" ]; then
-    fail "$tls is gone, and trust.pem has its authority: restore it, or start over (see the head of this file)"
+    fail "$tls is gone, and trust.pem has its CA: restore it, or start over (see the head of this file)"
   fi
   if ! [ -s "$tls/ca.pem" ] && ask_cluster order-tls -o name >/dev/null; then
     fail "the cluster has Secrets that $secrets lacks: replacing those in use would be an outage." \
@@ -94,7 +94,7 @@ make_all() {
 
 # --- certificates
 
-current() { # whether all certificates exist, are of this authority, and are valid for at least a week
+current() { # whether all certificates exist, are of this CA, and are valid for at least a week
   local name
   for name in $services; do
     openssl x509 -in "$tls/$name.pem" -noout -checkend $((7 * 86400)) >/dev/null 2>&1 || return 1
@@ -105,8 +105,8 @@ current() { # whether all certificates exist, are of this authority, and are val
 certificates() {
   if ! current; then
     # An earlier version of this script deleted the key.
-    [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, but the key of their authority," \
-      "$tls/ca.key, does not exist: replace the authority (rotate-authority 1)"
+    [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, but the key of their CA," \
+      "$tls/ca.key, does not exist: replace the CA (rotate-ca 1)"
     "$program" certs --dir "$tls" >/dev/null
     say "created $tls: apply them"
   fi
@@ -119,7 +119,7 @@ trust() { # writes the trust bundle of every pod, atomically
 }
 trusted() { grep -c 'BEGIN CERTIFICATE' "$secrets/trust.pem"; }
 
-# --- replacing the authority
+# --- replacing the CA
 
 in_cluster() { # fails unless KEY of each service's Secret in the cluster equals FILE
   local key=$1 file=$2 service
@@ -135,35 +135,35 @@ settle() {
 }
 
 rotate_1() {
-  [ -s "$tls/ca.pem" ] || fail "there is no authority yet: run secrets.sh without a step"
+  [ -s "$tls/ca.pem" ] || fail "there is no CA yet: run secrets.sh without a step"
   if [ "$(trusted)" != 1 ]; then
     [ -d "$tls-next" ] && fail "step 1 is done: apply it, then step 2"
-    fail "an authority is being replaced: step 3 comes next"
+    fail "a CA is being replaced: step 3 comes next"
   fi
   rm -rf "$tls-next"
   "$program" certs --dir "$tls-next" >/dev/null
   trust "$tls/ca.pem" "$tls-next/ca.pem"
-  say "step 1: $secrets/trust.pem has both authorities. Now: kubectl apply -k deploy/overlays/local, then step 2"
+  say "step 1: $secrets/trust.pem has both CAs. Now: kubectl apply -k deploy/overlays/local, then step 2"
 }
 
 rotate_2() {
-  [ -d "$tls-next" ] && [ "$(trusted)" = 2 ] || fail "step 1 comes first: all services have to trust the new authority before it signs"
+  [ -d "$tls-next" ] && [ "$(trusted)" = 2 ] || fail "step 1 comes first: all services have to trust the new CA before it signs"
   in_cluster ca.crt "$secrets/trust.pem"
   settle
   rm -rf "$tls-old"
   mv "$tls" "$tls-old"
   mv "$tls-next" "$tls"
   rm -rf "$tls-old"
-  say "step 2: certificates of the new authority. Now: kubectl apply -k deploy/overlays/local, then step 3"
+  say "step 2: certificates of the new CA. Now: kubectl apply -k deploy/overlays/local, then step 3"
 }
 
 rotate_3() {
-  [ ! -d "$tls-next" ] || fail "step 2 comes first: the certificates are still the old authority's"
-  [ "$(trusted)" = 2 ] || fail "no authority is being replaced: it begins with step 1"
+  [ ! -d "$tls-next" ] || fail "step 2 comes first: the certificates are still the old CA's"
+  [ "$(trusted)" = 2 ] || fail "no CA is being replaced: it begins with step 1"
   in_cluster tls.crt "$tls/SERVICE.pem"
   settle
   trust "$tls/ca.pem"
-  say "step 3: $secrets/trust.pem has only the new authority. Now: kubectl apply -k deploy/overlays/local"
+  say "step 3: $secrets/trust.pem has only the new CA. Now: kubectl apply -k deploy/overlays/local"
 }
 
 # Repairs an interrupted run.

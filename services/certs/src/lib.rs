@@ -3,12 +3,12 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use certs::{Authority, Names, Validity};
+//! use certs::{CertificateAuthority, Names, Validity};
 //! use kernel::Timestamp;
 //!
 //! let validity = Validity::from(Timestamp::from_micros(1_800_000_000_000_000), Duration::from_secs(90 * 86_400));
-//! let authority = Authority::new("ordermesh.local", validity)?;
-//! let order = authority.issue(&Names::of_service("ordermesh.local", "order"), validity)?;
+//! let ca = CertificateAuthority::new("ordermesh.local", validity)?;
+//! let order = ca.issue(&Names::of_service("ordermesh.local", "order"), validity)?;
 //! assert!(order.certificate_pem.starts_with("-----BEGIN CERTIFICATE-----"));
 //! # Ok::<(), certs::Error>(())
 //! ```
@@ -91,36 +91,36 @@ impl std::fmt::Debug for Issued {
 }
 
 /// A certificate authority.
-pub struct Authority {
+pub struct CertificateAuthority {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-impl std::fmt::Debug for Authority {
+impl std::fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+        f.debug_struct("CertificateAuthority").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
     }
 }
 
-impl Authority {
-    /// Creates an authority with a new key.
+impl CertificateAuthority {
+    /// Creates a CA with a new key.
     ///
     /// # Errors
     /// The validity is out of range.
     pub fn new(trust_domain: &str, validity: Validity) -> Result<Self, Error> {
-        let params = authority_params(trust_domain, validity)?;
+        let params = ca_params(trust_domain, validity)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate_pem = params.self_signed(&key)?.pem();
         Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
     }
 
-    /// Restores an authority of the same trust domain from [`Authority::to_pem`], to issue further certificates.
+    /// Restores a CA of the same trust domain from [`CertificateAuthority::to_pem`], to issue further certificates.
     ///
     /// # Errors
     /// The key is invalid.
     pub fn restore(trust_domain: &str, pem: &Issued) -> Result<Self, Error> {
         let whenever = Validity { begins: Timestamp::default(), ends: Timestamp::default() };
-        let params = authority_params(trust_domain, whenever)?;
+        let params = ca_params(trust_domain, whenever)?;
         let key = KeyPair::from_pem(&pem.key_pem)?;
         Ok(Self { certificate_pem: pem.certificate_pem.clone(), issuer: Issuer::new(params, key) })
     }
@@ -130,7 +130,7 @@ impl Authority {
         &self.certificate_pem
     }
 
-    /// The authority's certificate and key, for [`Authority::restore`]. With this key, certificates of any service can
+    /// The certificate and key, for [`CertificateAuthority::restore`]. With this key, certificates of any service can
     /// be issued.
     pub fn to_pem(&self) -> Issued {
         Issued { certificate_pem: self.certificate_pem.clone(), key_pem: self.issuer.key().serialize_pem() }
@@ -158,11 +158,11 @@ impl Authority {
 }
 
 /// The issuer's name and key identifier must be the same after a restore.
-fn authority_params(trust_domain: &str, validity: Validity) -> Result<CertificateParams, Error> {
+fn ca_params(trust_domain: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} CA"));
-    // It signs services' certificates, but no further authorities.
+    // It signs services' certificates, but no further CAs.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = (date(validity.begins)?, date(validity.ends)?);
@@ -184,19 +184,19 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_authority_has_the_same_root_and_key() {
-        let authority = Authority::new("test.local", validity()).expect("made");
-        let restored = Authority::restore("test.local", &authority.to_pem()).expect("restored");
-        assert_eq!(restored.certificate_pem(), authority.certificate_pem());
-        assert_eq!(restored.to_pem().key_pem, authority.to_pem().key_pem);
+    fn a_restored_ca_has_the_same_root_and_key() {
+        let ca = CertificateAuthority::new("test.local", validity()).expect("made");
+        let restored = CertificateAuthority::restore("test.local", &ca.to_pem()).expect("restored");
+        assert_eq!(restored.certificate_pem(), ca.certificate_pem());
+        assert_eq!(restored.to_pem().key_pem, ca.to_pem().key_pem);
         restored.issue(&Names::of_service("test.local", "order"), validity()).expect("issues");
     }
 
     #[test]
     fn a_non_ascii_name_is_rejected() {
-        let authority = Authority::new("test.local", validity()).expect("made");
+        let ca = CertificateAuthority::new("test.local", validity()).expect("made");
         let names = Names { uris: vec!["spiffe://test.local/ö".into()], ..Names::default() };
-        assert!(matches!(authority.issue(&names, validity()), Err(Error::Certificate(_))));
+        assert!(matches!(ca.issue(&names, validity()), Err(Error::Certificate(_))));
     }
 
     #[test]
@@ -204,7 +204,8 @@ mod tests {
         const YEAR_1: i64 = -62_135_596_800;
         const YEAR_10_000: i64 = 253_402_300_800;
         let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let new = |begins, ends| Authority::new("test.local", Validity { begins: at(begins), ends: at(ends) });
+        let new =
+            |begins, ends| CertificateAuthority::new("test.local", Validity { begins: at(begins), ends: at(ends) });
         for before in [YEAR_1 - 1, 2 * YEAR_1, 100 * YEAR_1] {
             assert!(matches!(new(before, 0), Err(Error::Validity)), "{before}");
         }
@@ -216,8 +217,8 @@ mod tests {
 
     #[test]
     fn debug_shows_no_key() {
-        let authority = Authority::new("test.local", validity()).expect("made");
-        let issued = authority.issue(&Names::of_service("test.local", "order"), validity()).expect("issued");
-        assert!(!format!("{authority:?} {issued:?}").contains("PRIVATE"));
+        let ca = CertificateAuthority::new("test.local", validity()).expect("made");
+        let issued = ca.issue(&Names::of_service("test.local", "order"), validity()).expect("issued");
+        assert!(!format!("{ca:?} {issued:?}").contains("PRIVATE"));
     }
 }

@@ -126,7 +126,7 @@ impl ServerSettings {
 /// The traffic policy.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct TrafficSettings {
-    /// YAML file of a traffic policy: shorter timeouts, faults on purpose, weights of a canary, calls mirrored to a shadow, stricter callers that are counted. Read every second; an invalid file is refused, and the policy before stays in force
+    /// YAML file of a traffic policy: shorter timeouts, faults on purpose, weights of a canary, calls mirrored to a shadow, stricter callers that are counted. Read every second; an invalid file is rejected, and the previous policy stays in force
     #[arg(long, env = "ORDERMESH_TRAFFIC_POLICY", value_name = "FILE")]
     pub traffic_policy: Option<PathBuf>,
     /// Accept a traffic policy that injects faults

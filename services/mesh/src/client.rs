@@ -79,7 +79,7 @@ pub struct ClientConfig {
     pub monitor: Monitor,
     /// What the traffic policy changes of the calls.
     pub traffic: TrafficPolicy,
-    /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
+    /// Whether the target is a mesh service: only these get a call's order id and user id ([`crate::CallAttributes`]).
     pub is_mesh_service: bool,
     /// Connections to each instance.
     pub connections: usize,
@@ -223,7 +223,7 @@ impl Instances {
         let endpoints = EndpointConfig {
             connections: self.connections,
             has_tls: self.tls.is_some(),
-            began: Instant::now(),
+            created: Instant::now(),
             has_address_labels: matches!(addresses, Addresses::Fixed(_)),
             rng: self.rng.clone(),
             metrics,

@@ -1,4 +1,4 @@
-//! Who calls: credentials, tokens, and the decision whether a call is allowed.
+//! Authentication and authorization: credentials, tokens, callers, and the access decision.
 
 pub(crate) mod authorizer;
 pub(crate) mod caller;

@@ -1,6 +1,6 @@
 //! The traffic policy: what an operator changes, at run time and by a file, of how calls are made: shorter timeouts,
 //! faults on purpose, shares and copies for other targets, and stricter callers that are only counted. It can narrow what the contract allows, and widen
-//! nothing. A new file is taken whole, or refused whole with one line while the old one stays in force.
+//! nothing. A new file is taken whole, or rejected whole with one line while the old one stays in force.
 
 pub(crate) mod duration;
 pub(crate) mod file;
@@ -24,7 +24,7 @@ use tonic::Code;
 use crate::client::discovery::Addresses;
 use crate::policy::{MethodPolicy, PolicyTable};
 
-/// A longer file is refused unread.
+/// A longer file is rejected unread.
 const MAX_FILE_BYTES: u64 = 256 * 1_024;
 
 /// A fault that is injected into calls on purpose.
@@ -104,8 +104,8 @@ pub struct TrafficState {
     pub loaded: Option<Timestamp>,
     /// Its rules.
     pub rules: usize,
-    /// Why the file's present content is refused; empty if it is in force.
-    pub refused: String,
+    /// Why the file's present content is rejected; empty if it is in force.
+    pub rejection: String,
 }
 
 struct Inner {
@@ -116,7 +116,7 @@ struct Inner {
     has_header_rules: AtomicBool,
     rules: RwLock<Arc<Rules>>,
     state: Mutex<TrafficState>,
-    /// The file, as it was read when it was taken or refused.
+    /// The file, as it was read when it was taken or rejected.
     last_read: Mutex<Option<Read>>,
 }
 
@@ -134,7 +134,7 @@ impl fmt::Debug for TrafficPolicy {
 }
 
 impl TrafficPolicy {
-    /// Without rules. `policies` is the contract's whole table; a file with faults is refused unless they are allowed.
+    /// Without rules. `policies` is the contract's whole table; a file with faults is rejected unless they are allowed.
     pub fn new(policies: PolicyTable, allow_faults: bool) -> Self {
         Self(Arc::new(Inner {
             policies,
@@ -194,10 +194,10 @@ impl TrafficPolicy {
         self.0.has_header_rules.load(Ordering::Relaxed)
     }
 
-    /// Takes a file's content whole, or refuses it whole.
+    /// Takes a file's content whole, or rejects it whole.
     ///
     /// # Errors
-    /// Why it is refused, in one line with the position.
+    /// Why it is rejected, in one line with the position.
     pub fn apply(&self, file: &str, content: &[u8]) -> Result<(), String> {
         let taken = std::str::from_utf8(content)
             .map_err(|_| "it is not UTF-8".to_owned())
@@ -209,7 +209,7 @@ impl TrafficPolicy {
                     digest: digest(content),
                     loaded: Some(SystemClock.now()),
                     rules: rules.count,
-                    refused: String::new(),
+                    rejection: String::new(),
                 };
                 let has_header_rules = rules.by_path.values().flatten().any(|rule| !rule.headers.is_empty());
                 let is_set = !rules.by_path.is_empty();
@@ -220,16 +220,16 @@ impl TrafficPolicy {
                 Ok(())
             }
             Err(why) => {
-                self.refuse(file, &why);
+                self.reject(file, &why);
                 Err(why)
             }
         }
     }
 
-    fn refuse(&self, file: &str, why: &str) {
+    fn reject(&self, file: &str, why: &str) {
         let mut state = self.0.state.lock();
         file.clone_into(&mut state.file);
-        why.clone_into(&mut state.refused);
+        why.clone_into(&mut state.rejection);
     }
 
     /// Reads the file now: the policy is in force before the first call.
@@ -237,8 +237,8 @@ impl TrafficPolicy {
         self.take(path, read(path));
     }
 
-    /// Reads the file every `every` until the shutdown; a new content is logged, taken or refused once two successive reads
-    /// agree: it may be being written. The policy in force stays while the file cannot be read.
+    /// Reads the file every `every` until the shutdown. New content is logged, and accepted or rejected once two reads in a
+    /// row agree: it may be being written. The policy in force stays while the file cannot be read.
     pub async fn follow(self, path: PathBuf, every: Duration, shutdown: CancellationToken) {
         let mut before = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
@@ -266,14 +266,14 @@ impl TrafficPolicy {
             }
             Err(why) => {
                 // A file that cannot be read was not given to `apply`.
-                self.refuse(&file, &why);
-                tracing::error!(target: "ordermesh", "the traffic policy {file} is refused, the one before stays in force: {why}");
+                self.reject(&file, &why);
+                tracing::error!(target: "ordermesh", "the traffic policy {file} is rejected, the previous one stays in force: {why}");
             }
         }
         *self.0.last_read.lock() = Some(read);
     }
 
-    /// Exports, while a clone exists, whether the file's present content is refused, and the number of rules in force.
+    /// Exports, while a clone exists, whether the file's present content is rejected, and the number of rules in force.
     pub fn export(&self) {
         let observe = |name: &'static str, description: &'static str, read: fn(&TrafficState) -> usize| {
             let weak = Arc::downgrade(&self.0);
@@ -290,8 +290,8 @@ impl TrafficPolicy {
         observe("mesh.traffic_policy.rules", "Rules of the traffic policy in force", |state| state.rules);
         observe(
             "mesh.traffic_policy.refused",
-            "1 while the traffic policy's file is refused, and an older one is in force",
-            |state| usize::from(!state.refused.is_empty()),
+            "1 while the traffic policy's file is rejected, and an older one is in force",
+            |state| usize::from(!state.rejection.is_empty()),
         );
     }
 }

@@ -12,7 +12,7 @@ use crate::orders::reasons;
 
 /// An order as the rules see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AuditedOrder {
+pub struct CheckedOrder {
     pub id: OrderId,
     /// The customer that placed it.
     pub user: UserId,
@@ -33,12 +33,12 @@ pub struct AuditedOrder {
     /// The states of its lines' reservations.
     pub lines: Vec<LineState>,
     /// Its history, oldest first.
-    pub steps: Vec<AuditedStep>,
+    pub steps: Vec<CheckedTransition>,
 }
 
 /// A transition in an order's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AuditedStep {
+pub struct CheckedTransition {
     /// The version after the transition.
     pub version: i64,
     /// The state after the transition.
@@ -52,7 +52,7 @@ pub struct AuditedStep {
     pub requested: Option<&'static str>,
 }
 
-impl AuditedStep {
+impl CheckedTransition {
     /// The event written with the transition: its type, the value of its attribute `operation`, and its status.
     pub fn event(&self) -> Option<(&'static str, &'static str, EventStatus)> {
         let audit = self.requested.map(|operation| (chassis::audit::EVENT_TYPE, operation, EventStatus::Success));
@@ -71,7 +71,7 @@ pub(crate) fn requested_operation(reason: &str) -> Option<&'static str> {
 
 /// A SKU's stock next to the lines that reserve it, read in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AuditedStock {
+pub struct CheckedStock {
     pub sku: String,
     /// Units in stock; `None` when lines reserve a SKU that is not in the inventory.
     pub on_hand: Option<i64>,
@@ -95,7 +95,7 @@ pub const fn event_of(state: State) -> Option<(&'static str, &'static str, Event
     }
 }
 
-impl AuditedOrder {
+impl CheckedOrder {
     /// Whether it is final or parked in NEEDS_ATTENTION: no effect is pending.
     pub fn is_at_rest(&self) -> bool {
         pending_effect(self.state).is_none()
@@ -103,7 +103,7 @@ impl AuditedOrder {
 
     /// Promise 1, in the order's own tables: the history is complete, and a pending effect is due and not overdue.
     /// `patience` is how long a due order may stay unleased.
-    pub fn life_problems(&self, now: Timestamp, patience: Duration) -> Vec<String> {
+    pub fn lifecycle_problems(&self, now: Timestamp, patience: Duration) -> Vec<String> {
         let mut problems = self.history_problems();
         let name = self.state.name();
         if self.due.is_some() == self.is_at_rest() {
@@ -135,7 +135,7 @@ impl AuditedOrder {
 
     fn history_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut before: Option<&AuditedStep> = None;
+        let mut before: Option<&CheckedTransition> = None;
         for step in &self.steps {
             match before {
                 None if (step.version, step.state) != (1, State::Created) => {
@@ -185,7 +185,7 @@ impl AuditedOrder {
     }
 }
 
-impl AuditedStock {
+impl CheckedStock {
     /// Promise 3, SKU by SKU: reserved stock is what the lines reserve, and within what is on hand.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

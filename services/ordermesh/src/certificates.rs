@@ -1,5 +1,5 @@
 //! `ordermesh certs`: a certificate authority in a folder, and a certificate for each service, as the mesh requires: EC
-//! P-256, the service's DNS name, one SPIFFE URI. Called again it renews the certificates and keeps the authority, so
+//! P-256, the service's DNS name, one SPIFFE URI. Called again it renews the certificates and keeps the CA, so
 //! running services reload them without a restart, and peers trust both old and new ones.
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::{Authority, Issued, Names, Validity};
+use certs::{CertificateAuthority, Issued, Names, Validity};
 use chassis::settings::duration;
 use clap::Args;
 use kernel::{Clock, SystemClock};
@@ -42,7 +42,7 @@ pub(crate) struct Options {
     /// Additional DNS name or address, besides the service's name, localhost and 127.0.0.1; may be given several times
     #[arg(long = "dns", value_name = "NAME")]
     dns: Vec<String>,
-    /// Lifetime of the services' certificates; the authority's is ten years
+    /// Lifetime of the services' certificates; the CA's is ten years
     #[arg(long, default_value = "90d", value_parser = duration, value_name = "DURATION")]
     lifetime: Duration,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Options {
 /// Issues the certificates.
 ///
 /// # Errors
-/// An invalid name; a folder that cannot be written to; an authority of another trust domain.
+/// An invalid name; a folder that cannot be written to; a CA of another trust domain.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let folder = Certificates::in_folder(options.dir.clone());
     let all: Vec<_> = Service::ALL.map(|service| service.name().to_owned()).into();
@@ -59,9 +59,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         CertificateRequest { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
     let is_new = folder.make(&request, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
-    let authority =
-        if is_new { "a new authority; its key is ca.key: keep it on a host without services" } else { "kept" };
-    out::line(format_args!("{dir}/ca.pem: {authority}"))?;
+    let ca = if is_new { "a new CA; its key is ca.key: keep it on a host without services" } else { "kept" };
+    out::line(format_args!("{dir}/ca.pem: {ca}"))?;
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
         out::line(format_args!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", display(options.lifetime)))?;
@@ -104,7 +103,7 @@ impl CertificateRequest<'_> {
         }
         if !(SHORTEST..AUTHORITY_LIFETIME).contains(&self.lifetime) {
             return Err(Error::Usage(
-                "a certificate's lifetime is at least a minute, and less than its authority's ten years".to_owned(),
+                "a certificate's lifetime is at least a minute, and less than its CA's ten years".to_owned(),
             ));
         }
         Ok(())
@@ -134,7 +133,7 @@ impl Certificates {
         }
     }
 
-    /// Creates an authority unless there is one, and issues certificates for services. Returns whether the authority is
+    /// Creates a CA unless there is one, and issues certificates for services. Returns whether the CA is
     /// new.
     pub(crate) fn make<'a>(
         &self,
@@ -148,29 +147,29 @@ impl Certificates {
         check_secret(&self.0.join("ca.key"))?;
         let _alone = self.lock()?;
         let now = SystemClock.now();
-        let (authority, is_new) = match self.kept()? {
-            Some(kept) => (Authority::restore(request.trust_domain, &kept).map_err(made)?, false),
+        let (ca, is_new) = match self.kept()? {
+            Some(kept) => (CertificateAuthority::restore(request.trust_domain, &kept).map_err(made)?, false),
             None => {
                 let validity = Validity::from(now, AUTHORITY_LIFETIME);
-                (Authority::new(request.trust_domain, validity).map_err(made)?, true)
+                (CertificateAuthority::new(request.trust_domain, validity).map_err(made)?, true)
             }
         };
         // All are written to a temporary folder first, and loaded as peers will load them; only then do they replace
         // the old ones.
         let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0).map_err(at(&self.0, "written to"))?;
         let new = Self(aside.path().to_owned());
-        let pem = authority.to_pem();
+        let pem = ca.to_pem();
         write(&new.0.join("ca.key"), &pem.key_pem, 0o600)?;
         write(&new.roots(), &pem.certificate_pem, 0o644)?;
         let mut names_of_files = if is_new { vec!["ca.key".to_owned(), "ca.pem".to_owned()] } else { vec![] };
         for service in services {
             let mut names = Names::of_service(request.trust_domain, service);
             names.dns.extend(request.dns.iter().cloned());
-            let issued = authority.issue(&names, Validity::from(now, request.lifetime)).map_err(made)?;
+            let issued = ca.issue(&names, Validity::from(now, request.lifetime)).map_err(made)?;
             let files = new.of(service);
             write(&files.key, &issued.key_pem, 0o600)?;
             write(&files.certificate, &issued.certificate_pem, 0o644)?;
-            // Fails for an authority of another trust domain, or whose key and certificate do not match.
+            // Fails for a CA of another trust domain, or whose key and certificate do not match.
             Identity::load(files, request.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
             names_of_files.extend([format!("{service}.key"), format!("{service}.pem")]);
         }
@@ -198,11 +197,11 @@ impl Certificates {
             (Some(certificate_pem), Some(key_pem)) => Ok(Some(Issued { certificate_pem, key_pem })),
             (None, None) => Ok(None),
             (None, Some(_)) => Err(Error::Usage(format!(
-                "{} has an authority's key, ca.key, but not its certificate, ca.pem: restore it, or remove the key to start anew",
+                "{} has a CA's key, ca.key, but not its certificate, ca.pem: restore it, or remove the key to start anew",
                 self.0.display()
             ))),
             (Some(_), None) => Err(Error::Usage(format!(
-                "{} has an authority's certificate but not its key, ca.key: issue certificates where the key is",
+                "{} has a CA's certificate but not its key, ca.key: issue certificates where the key is",
                 self.0.display()
             ))),
         }
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_renews_the_certificates_and_keeps_the_authority() {
+    fn a_second_run_renews_the_certificates_and_keeps_the_ca() {
         let temporary = tempfile::tempdir().expect("a folder");
         let folder = temporary.path().join("certs");
         let read = |name: &str| fs::read_to_string(folder.join(name)).expect("readable");
@@ -275,15 +274,15 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_of_another_trust_domain_is_not_used() {
+    fn a_ca_of_another_trust_domain_is_not_used() {
         let temporary = tempfile::tempdir().expect("a folder");
         make(temporary.path(), TRUST_DOMAIN).expect("made");
         let before = fs::read(temporary.path().join("order.key")).expect("readable");
-        let error = make(temporary.path(), "elsewhere.example").expect_err("another's authority").report();
+        let error = make(temporary.path(), "elsewhere.example").expect_err("another's CA").report();
         assert_eq!(fs::read(temporary.path().join("order.key")).expect("readable"), before, "nothing has changed");
         assert!(error.contains("order.pem"), "{error}");
         fs::rename(temporary.path().join("ca.pem"), temporary.path().join("away")).expect("renamed");
-        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("an authority's key is never replaced").report();
+        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("a CA's key is never replaced").report();
         assert!(error.contains("ca.pem"), "{error}");
         fs::rename(temporary.path().join("away"), temporary.path().join("ca.pem")).expect("renamed");
         fs::remove_file(temporary.path().join("ca.key")).expect("removed");

@@ -27,7 +27,7 @@ use crate::load::{self, Load, Mix};
 use crate::out;
 use crate::ports::free_port_base;
 use crate::promises::Report;
-use crate::supervisor::{Plan, Supervisor};
+use crate::supervisor::{Supervisor, SystemConfig};
 use crate::system::{Location, System, request};
 use crate::verify;
 
@@ -191,7 +191,7 @@ impl TestSystem {
         let faults = if has_gateway_faults { &GATEWAY_FAULTS[..] } else { &[] };
         let flags = SHORT_TIMEOUTS.iter().chain(faults).flat_map(|(flag, value)| [(*flag).into(), (*value).into()]);
         let (_, forwarded) = forwarded_args::split(flags);
-        let plan = Plan {
+        let config = SystemConfig {
             port_base: self.location.port_base,
             instances: self.instances,
             data_dir: self.location.data_dir.clone(),
@@ -203,7 +203,7 @@ impl TestSystem {
             quiet: true,
             restarts_at_once: true,
         };
-        let supervisor = Supervisor::start(&plan)?;
+        let supervisor = Supervisor::start(&config)?;
         if tokio::time::timeout(START_TIMEOUT, supervisor.ready()).await.is_err() {
             return Err(Error::NotReady(START_TIMEOUT.as_secs()));
         }

@@ -101,7 +101,7 @@ impl DataDir {
     /// A dedicated certificate authority, and a new certificate for each service, in the folder's `certs`.
     ///
     /// # Errors
-    /// A file that cannot be written, or an authority that can no longer be used.
+    /// A file that cannot be written, or a CA that can no longer be used.
     pub(crate) fn certificates(&self) -> Result<Certificates, Error> {
         let certificates = Certificates::in_folder(certificates_dir(&self.path));
         certificates.make(&CertificateRequest::LOCAL, Service::ALL.map(Service::name))?;

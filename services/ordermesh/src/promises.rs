@@ -88,7 +88,7 @@ impl Sources {
         let mut known: BTreeSet<OrderId> = BTreeSet::new();
         let mut after = None;
         loop {
-            let page = self.orders.audit_page(after, PAGE).await?;
+            let page = self.orders.orders_to_check(after, PAGE).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.id);
             let ids: Vec<OrderId> = page.iter().map(|order| order.id).collect();
@@ -159,7 +159,7 @@ impl Sources {
     pub async fn check_acknowledged(&self, ids: &[OrderId], report: &mut Report) -> Result<(), Unchecked> {
         report.looked_at(Promise::NeverLost, "acknowledged", ids.len());
         for page in ids.chunks(usize::try_from(PAGE).unwrap_or(1)) {
-            let there = self.orders.audit_versions(page).await?;
+            let there = self.orders.order_versions(page).await?;
             for id in page.iter().filter(|id| !there.contains_key(id)) {
                 report.violated(
                     Promise::NeverLost,
@@ -173,7 +173,7 @@ impl Sources {
 
     /// Promise 3: one statement, one snapshot.
     async fn check_stock(&self, report: &mut Report) -> Result<(), Unchecked> {
-        let stock = self.orders.audit_stock().await?;
+        let stock = self.orders.stock_to_check().await?;
         report.looked_at(Promise::StockAddsUp, "SKUs", stock.len());
         for sku in stock {
             for what in sku.problems() {
@@ -201,7 +201,7 @@ impl Sources {
     async fn cases(
         &self,
         ids: &[OrderId],
-        orders: Vec<order::invariants::AuditedOrder>,
+        orders: Vec<order::invariants::CheckedOrder>,
         waiting: &[TraceEvent],
         charge: impl Fn(OrderId) -> Option<Charge>,
     ) -> Result<Vec<Case>, Unchecked> {
@@ -222,7 +222,7 @@ impl Sources {
             let Some(order) = event.order_id else { continue };
             events.entry(order).or_default().insert(event.event_id, event);
         }
-        let case = |order: order::invariants::AuditedOrder| {
+        let case = |order: order::invariants::CheckedOrder| {
             let payment = payments.remove(&order.id);
             let mut attempts = attempts.remove(&order.id).unwrap_or_default();
             // The payment was read first: a later attempt may have been added since.
@@ -279,7 +279,7 @@ impl Sources {
 
     /// Reads suspects once more; returns those that have changed meanwhile.
     async fn look(&self, ids: &[OrderId], report: &mut Report) -> Result<Vec<OrderId>, Unchecked> {
-        let orders = self.orders.audit_orders(ids).await?;
+        let orders = self.orders.orders_to_check_by_id(ids).await?;
         let found: BTreeSet<OrderId> = orders.iter().map(|order| order.id).collect();
         let before = self.payment_versions(ids).await?;
         let waiting = self.waiting(report).await?;
@@ -293,7 +293,7 @@ impl Sources {
         }
         let cases = self.cases(ids, orders, &waiting, |id| charges.get(&id).cloned()).await?;
         let now = self.orders.now().await?;
-        let versions = self.orders.audit_versions(ids).await?;
+        let versions = self.orders.order_versions(ids).await?;
         let after = self.payment_versions(ids).await?;
         let mut changed = Vec::new();
         for case in cases {

@@ -83,7 +83,7 @@ impl ServiceProcess {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             environment: Environment::of_process(endpoint).map_err(SetupError::from)?,
             log: self.log.clone(),
-            log_form: None,
+            log_format: None,
         })?;
         chassis::set_version(crate::VERSION);
         let shutdown = shutdown()?;

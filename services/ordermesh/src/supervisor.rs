@@ -27,7 +27,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// The system to start.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct SystemConfig {
     /// The first port is a hundred above it.
     pub(crate) port_base: u16,
     /// The number of instances of each service.
@@ -80,22 +80,22 @@ impl Supervisor {
     ///
     /// # Errors
     /// A port is taken; the data folder cannot be used. Then no process runs.
-    pub(crate) fn start(plan: &Plan) -> Result<Self, Error> {
+    pub(crate) fn start(config: &SystemConfig) -> Result<Self, Error> {
         // Validated here: a child that rejects a variable would be restarted again and again.
         let environment = Environment::of_process(None).map_err(SetupError::from)?;
         environment.check_files().map_err(SetupError::from)?;
-        check_ports(plan)?;
-        let data_dir = DataDir::prepare(&plan.data_dir)?;
-        let certificates = if plan.tls { Some(data_dir.certificates()?) } else { None };
+        check_ports(config)?;
+        let data_dir = DataDir::prepare(&config.data_dir)?;
+        let certificates = if config.tls { Some(data_dir.certificates()?) } else { None };
         let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
         let supervisor = Self {
-            admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
+            admins: each(config).map(|(service, instance)| service.admin_address(config.port_base, instance)).collect(),
             pids: Pids::default(),
             misconfigured: Misconfigured::default(),
             groups: Default::default(),
             data_dir,
         };
-        for (service, instance) in each(plan) {
+        for (service, instance) in each(config) {
             let group = match service {
                 Service::Order => &supervisor.groups[0],
                 Service::User | Service::Payment => &supervisor.groups[1],
@@ -104,19 +104,19 @@ impl Supervisor {
             let spec = Spec {
                 name: format!("{service}-{instance}"),
                 program: program.clone(),
-                args: args(plan, &supervisor.data_dir, service),
-                env: env(plan, &supervisor.data_dir, certificates.as_ref(), service, instance)
+                args: args(config, &supervisor.data_dir, service),
+                env: env(config, &supervisor.data_dir, certificates.as_ref(), service, instance)
                     .into_iter()
                     .chain(service_name(&environment, service))
                     .collect(),
-                quiet: plan.quiet,
-                restarts_at_once: plan.restarts_at_once,
+                quiet: config.quiet,
+                restarts_at_once: config.restarts_at_once,
                 pids: supervisor.pids.clone(),
                 misconfigured: supervisor.misconfigured.clone(),
             };
             group.children.spawn(child::keep(spec, group.stop.clone()));
         }
-        if plan.tls {
+        if config.tls {
             let last = &supervisor.groups[2];
             last.children.spawn(renew(supervisor.data_dir.clone(), last.stop.clone()));
         }
@@ -174,15 +174,15 @@ async fn renew(data_dir: DataDir, stop: CancellationToken) {
 }
 
 /// Every process of the system.
-fn each(plan: &Plan) -> impl Iterator<Item = (Service, u16)> {
-    let of_each = plan.instances;
+fn each(config: &SystemConfig) -> impl Iterator<Item = (Service, u16)> {
+    let of_each = config.instances;
     // The gateway and Data first: the others depend on them.
     let order = [Service::Gateway, Service::Data, Service::User, Service::Payment, Service::Order];
     order.into_iter().flat_map(move |service| (1..=service.instances(of_each)).map(move |instance| (service, instance)))
 }
 
 /// The flags of a service's processes; forwarded settings come last.
-fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
+fn args(config: &SystemConfig, data_dir: &DataDir, service: Service) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec![service.name().into()];
     match service {
         Service::User => {
@@ -194,23 +194,23 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
         Service::Data | Service::Order => args.push("--demo-catalog".into()),
         Service::Payment | Service::Gateway => {}
     }
-    args.extend(plan.forwarded.of(service).iter().cloned());
+    args.extend(config.forwarded.of(service).iter().cloned());
     args
 }
 
 /// The environment of a process: addresses, and the locations of secrets.
 fn env(
-    plan: &Plan,
+    config: &SystemConfig,
     data_dir: &DataDir,
     certificates: Option<&Certificates>,
     service: Service,
     instance: u16,
 ) -> Vec<(String, OsString)> {
     let mut env: Vec<(String, OsString)> = vec![
-        ("ORDERMESH_LISTEN".into(), service.address(plan.port_base, instance).to_string().into()),
-        ("ORDERMESH_ADMIN_LISTEN".into(), service.admin_address(plan.port_base, instance).to_string().into()),
+        ("ORDERMESH_LISTEN".into(), service.address(config.port_base, instance).to_string().into()),
+        ("ORDERMESH_ADMIN_LISTEN".into(), service.admin_address(config.port_base, instance).to_string().into()),
         ("ORDERMESH_INSTANCE".into(), format!("{service}-{instance}").into()),
-        ("ORDERMESH_LOG".into(), plan.log.clone().into()),
+        ("ORDERMESH_LOG".into(), config.log.clone().into()),
         ("ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT".into(), "true".into()),
         ("ORDERMESH_DATA_DIR".into(), data_dir.path().into()),
     ];
@@ -220,7 +220,7 @@ fn env(
         env.push(("ORDERMESH_TLS_KEY".into(), files.key.into()));
         env.push(("ORDERMESH_TLS_CA".into(), files.roots.into()));
     }
-    if let Some(url) = &plan.database_url {
+    if let Some(url) = &config.database_url {
         env.push(("ORDERMESH_DATABASE_URL".into(), url.as_str().into()));
         // All instances are on this machine, and share the keys' folder.
         env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
@@ -230,19 +230,19 @@ fn env(
         env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
         return env;
     }
-    if let Some(file) = &plan.traffic.traffic_policy {
+    if let Some(file) = &config.traffic.traffic_policy {
         env.push(("ORDERMESH_TRAFFIC_POLICY".into(), file.into()));
     }
-    env.push(("ORDERMESH_ALLOW_FAULTS".into(), plan.traffic.allow_faults.to_string().into()));
+    env.push(("ORDERMESH_ALLOW_FAULTS".into(), config.traffic.allow_faults.to_string().into()));
     if certificates.is_none() {
         env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
     }
     for peer in [Service::User, Service::Order, Service::Payment, Service::Data] {
-        let addresses = peer.addresses(plan.port_base, plan.instances).join(",");
+        let addresses = peer.addresses(config.port_base, config.instances).join(",");
         env.push((format!("ORDERMESH_{}_ADDRESSES", peer.name().to_uppercase()), addresses.into()));
     }
     if service == Service::Payment {
-        let gateway = Service::Gateway.addresses(plan.port_base, 1).join(",");
+        let gateway = Service::Gateway.addresses(config.port_base, 1).join(",");
         env.push(("ORDERMESH_PAYMENT_GATEWAY_ADDRESSES".into(), gateway.into()));
         env.push(("ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
     }
@@ -256,9 +256,10 @@ fn service_name(environment: &Environment, service: Service) -> Option<(String, 
 }
 
 /// Checks every port before anything is started: a half-started system is of no use.
-fn check_ports(plan: &Plan) -> Result<(), Error> {
-    for (service, instance) in each(plan) {
-        for address in [service.address(plan.port_base, instance), service.admin_address(plan.port_base, instance)] {
+fn check_ports(config: &SystemConfig) -> Result<(), Error> {
+    for (service, instance) in each(config) {
+        for address in [service.address(config.port_base, instance), service.admin_address(config.port_base, instance)]
+        {
             TcpListener::bind(address).map_err(|source| Error::PortTaken {
                 who: format!("{service}-{instance}"),
                 address,
@@ -274,9 +275,9 @@ fn check_ports(plan: &Plan) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
+    fn config(port_base: u16, data_dir: PathBuf) -> SystemConfig {
         let (_, forwarded) = crate::forwarded_args::split(["--order.lease".into(), "1s".into()]);
-        Plan {
+        SystemConfig {
             port_base,
             instances: 2,
             data_dir,
@@ -296,7 +297,7 @@ mod tests {
         let base = crate::ports::free_port_base(2).expect("free ports");
         let _taken = TcpListener::bind(Service::Payment.admin_address(base, 2)).expect("free");
         let data_dir = temporary.path().join("data");
-        let error = Supervisor::start(&plan(base, data_dir.clone())).expect_err("the port is taken").to_string();
+        let error = Supervisor::start(&config(base, data_dir.clone())).expect_err("the port is taken").to_string();
         let port = Service::Payment.admin_address(base, 2).to_string();
         assert!(error.contains(&port) && error.contains("payment-2") && error.contains("--port-base"), "{error}");
         assert!(!data_dir.exists());
@@ -316,14 +317,14 @@ mod tests {
     #[test]
     fn each_process_gets_its_address_all_addresses_and_its_forwarded_settings() {
         let temporary = tempfile::tempdir().expect("a folder");
-        let plan = plan(7000, temporary.path().join("data"));
-        let data_dir = DataDir::prepare(&plan.data_dir).expect("prepared");
-        let env = env(&plan, &data_dir, None, Service::Order, 2);
+        let config = config(7000, temporary.path().join("data"));
+        let data_dir = DataDir::prepare(&config.data_dir).expect("prepared");
+        let env = env(&config, &data_dir, None, Service::Order, 2);
         let value = |name: &str| env.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str());
         assert_eq!(value("ORDERMESH_LISTEN"), Some("127.0.0.1:7202"));
         assert_eq!(value("ORDERMESH_ADMIN_LISTEN"), Some("127.0.0.1:8202"));
         assert_eq!(value("ORDERMESH_DATA_ADDRESSES"), Some("127.0.0.1:7401,127.0.0.1:7402"));
-        assert_eq!(args(&plan, &data_dir, Service::Order), ["order", "--demo-catalog", "--lease", "1s"]);
-        assert_eq!(args(&plan, &data_dir, Service::Payment), ["payment"]);
+        assert_eq!(args(&config, &data_dir, Service::Order), ["order", "--demo-catalog", "--lease", "1s"]);
+        assert_eq!(args(&config, &data_dir, Service::Payment), ["payment"]);
     }
 }

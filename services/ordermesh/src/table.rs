@@ -2,7 +2,7 @@
 
 use crate::text::printable;
 
-/// A line for each row. The cells of the first one are the titles.
+/// Renders rows as aligned lines. The first row is the header.
 pub(crate) fn text<const COLUMNS: usize>(rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
     let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
     let length = |cell: &String| cell.chars().count();

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::forwarded_args::ForwardedArgs;
 use crate::out::say;
 use crate::service::{MAX_INSTANCES, MAX_PORT_BASE};
-use crate::supervisor::{Plan, Supervisor};
+use crate::supervisor::{Supervisor, SystemConfig};
 use crate::trace::Trace;
 
 /// The supervisor's settings.
@@ -54,7 +54,7 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
         // Every child would reject it, and be restarted again and again.
         storage::check_url(url.as_str()).map_err(|error| Error::Usage(error.to_string()))?;
     }
-    let plan = Plan {
+    let config = SystemConfig {
         port_base: options.port_base,
         instances: options.instances,
         data_dir: options.data_dir,
@@ -66,10 +66,10 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
         quiet: false,
         restarts_at_once: false,
     };
-    let supervisor = Supervisor::start(&plan)?;
+    let supervisor = Supervisor::start(&config)?;
     let until_ended = async {
         supervisor.ready().await;
-        say(banner(&plan, &supervisor, began)?.text());
+        say(banner(&config, &supervisor, began)?.text());
         std::future::pending::<Result<(), Error>>().await
     };
     let result = tokio::select! {
@@ -92,7 +92,7 @@ async fn end(supervisor: Supervisor, mut signals: Signals) {
     }
 }
 
-fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
+fn banner(config: &SystemConfig, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
     let data_dir = supervisor.data_dir.path().to_owned();
     let new_operator = if supervisor.data_dir.is_first_start() && std::io::stdout().is_terminal() {
         Some(data_dir::read_operator(&data_dir::operator_file(&data_dir))?)
@@ -100,9 +100,9 @@ fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner
         None
     };
     Ok(Banner {
-        port_base: plan.port_base,
-        instances: plan.instances,
-        roots: plan.tls.then(|| supervisor.data_dir.roots()),
+        port_base: config.port_base,
+        instances: config.instances,
+        roots: config.tls.then(|| supervisor.data_dir.roots()),
         processes: supervisor.processes(),
         took: began.elapsed(),
         data_dir,

@@ -18,7 +18,7 @@ use crate::mask::masked;
 
 /// The format of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
+pub enum LogFormat {
     /// One JSON object per line.
     Json,
     /// For a terminal.
@@ -72,7 +72,7 @@ pub(crate) fn full_queues() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
 }
 
 pub(crate) struct Lines {
-    pub(crate) form: Form,
+    pub(crate) format: LogFormat,
     pub(crate) service: String,
     pub(crate) instance: String,
 }
@@ -126,8 +126,8 @@ where
         let meta = event.metadata();
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        match self.form {
-            Form::Json => {
+        match self.format {
+            LogFormat::Json => {
                 let mut line = serde_json::Map::new();
                 line.insert("time".into(), time.into());
                 line.insert("level".into(), meta.level().as_str().into());
@@ -142,7 +142,7 @@ where
                 line.extend(fields.others.into_iter().map(|(name, value)| (name.to_owned(), value)));
                 writeln!(writer, "{}", serde_json::Value::Object(line))
             }
-            Form::Pretty => {
+            LogFormat::Pretty => {
                 let mut facts = String::new();
                 for (name, value) in &fields.others {
                     match value.as_str() {
@@ -200,7 +200,7 @@ mod tests {
     fn messages(directives: &str, sdk: Option<LevelFilter>, write: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
+        let lines = Lines { format: LogFormat::Json, service: "order".into(), instance: "order-1".into() };
         let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
         let log = log.with_filter(filter(directives, sdk).expect("directives").or(full_queues()));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(log), write);
@@ -251,7 +251,7 @@ mod tests {
         let written = Written::default();
         let writer = written.clone();
         let tracer = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build().tracer("test");
-        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
+        let lines = Lines { format: LogFormat::Json, service: "order".into(), instance: "order-1".into() };
         let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
         let subscriber = tracing_subscriber::registry()
             .with(tracing_opentelemetry::layer().with_tracer(tracer))

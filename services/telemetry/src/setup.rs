@@ -12,7 +12,7 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::announce;
 use crate::environment::{Environment, VariableError};
-use crate::log::{Form, Lines, filter, full_queues};
+use crate::log::{Lines, LogFormat, filter, full_queues};
 use crate::log_records::{LogRecords, is_exported};
 use crate::providers::{Providers, SCOPE};
 
@@ -69,7 +69,7 @@ pub struct Settings {
     /// The log filter, as `tracing` directives.
     pub log: String,
     /// The format of log lines; `None`: pretty on a terminal, JSON elsewhere.
-    pub log_form: Option<Form>,
+    pub log_format: Option<LogFormat>,
 }
 
 /// The installed telemetry: flush it before the process ends.
@@ -104,10 +104,10 @@ impl Telemetry {
             .with_filter(ours);
         let filter = filter(&settings.log, environment.log_level)
             .map_err(|source| SetupError::Filter { filter: settings.log.clone(), source })?;
-        let form = settings
-            .log_form
-            .unwrap_or_else(|| if std::io::stdout().is_terminal() { Form::Pretty } else { Form::Json });
-        let lines = Lines { form, service: settings.service.clone(), instance: settings.instance.clone() };
+        let format = settings
+            .log_format
+            .unwrap_or_else(|| if std::io::stdout().is_terminal() { LogFormat::Pretty } else { LogFormat::Json });
+        let lines = Lines { format, service: settings.service.clone(), instance: settings.instance.clone() };
         let log = fmt::layer().event_format(lines).with_filter(filter.or(full_queues()));
         let subscriber = tracing_subscriber::registry().with(spans).with(log);
         // `None` as a layer would make `tracing` evaluate the filters at each call of `trace!` in every library: it has

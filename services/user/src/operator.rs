@@ -46,7 +46,7 @@ pub(crate) enum FileError {
     Exposed(#[from] storage::ownership::Exposed),
     /// It does not have the expected form.
     #[error("the operator's file {path} must hold one line, as in `operator@example.com PASSWORD`")]
-    Form { path: PathBuf },
+    Malformed { path: PathBuf },
     /// The e-mail or the password breaks the rules.
     #[error("the operator's file {path} breaks a rule")]
     Rule {
@@ -73,7 +73,7 @@ impl Credentials {
         let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
         let line = text.trim();
         let Some((email, password)) = line.split_once(' ').filter(|_| !line.contains('\n')) else {
-            return Err(FileError::Form { path: path.to_owned() });
+            return Err(FileError::Malformed { path: path.to_owned() });
         };
         Self::checked(email, password.trim()).map_err(|source| FileError::Rule { path: path.to_owned(), source })
     }
@@ -200,8 +200,8 @@ mod tests {
     fn the_file_has_one_line_with_an_email_and_a_password() {
         let credentials = read("Operator@ordermesh.local correct horse\n").expect("valid");
         assert_eq!(credentials.email, "operator@ordermesh.local");
-        assert!(matches!(read("operator@ordermesh.local"), Err(FileError::Form { .. })));
-        assert!(matches!(read("a@b.c secret-enough\nd@e.f secret-enough\n"), Err(FileError::Form { .. })));
+        assert!(matches!(read("operator@ordermesh.local"), Err(FileError::Malformed { .. })));
+        assert!(matches!(read("a@b.c secret-enough\nd@e.f secret-enough\n"), Err(FileError::Malformed { .. })));
         assert!(matches!(read("operator@ordermesh.local short"), Err(FileError::Rule { .. })));
         assert!(matches!(Credentials::from_file(Path::new("/nowhere/at/all")), Err(FileError::Read { .. })));
     }

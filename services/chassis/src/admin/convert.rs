@@ -182,7 +182,7 @@ fn traffic_state(admin: &Admin) -> Option<proto::TrafficPolicyState> {
         digest: state.digest,
         load_time: state.loaded.map(timestamp),
         rule_count: i32::try_from(state.rules).unwrap_or(i32::MAX),
-        refusal: state.refused,
+        refusal: state.rejection,
     })
 }
 

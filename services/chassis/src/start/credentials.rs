@@ -53,7 +53,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use certs::{Authority, Names, Validity};
+    use certs::{CertificateAuthority, Names, Validity};
     use clap::Parser;
     use kernel::SystemClock;
 
@@ -68,8 +68,8 @@ mod tests {
     /// Settings of a service with a certificate for the given name.
     fn settings_of(folder: &Path, named: &str) -> Settings {
         let validity = Validity::from(SystemClock.now(), Duration::from_secs(3_600));
-        let authority = Authority::new("ordermesh.local", validity).expect("an authority");
-        let issued = authority.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
+        let ca = CertificateAuthority::new("ordermesh.local", validity).expect("a CA");
+        let issued = ca.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
             testkit::write_secret(&path, text);
@@ -78,7 +78,7 @@ mod tests {
         let files = [
             ("--tls-cert", write("own.pem", &issued.certificate_pem)),
             ("--tls-key", write("own.key", &issued.key_pem)),
-            ("--tls-ca", write("ca.pem", authority.certificate_pem())),
+            ("--tls-ca", write("ca.pem", ca.certificate_pem())),
         ];
         let flags = files.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.clone()]);
         Cli::try_parse_from(std::iter::once("service".to_owned()).chain(flags)).expect("settings").settings

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use certs::{Authority, Issued, Names, Validity};
+use certs::{CertificateAuthority, Issued, Names, Validity};
 use futures_util::future::BoxFuture;
 use hdrhistogram::Histogram;
 use kernel::{Clock, SystemClock};
@@ -97,7 +97,7 @@ impl Stack {
         let log = "warn".to_owned();
         // Without the process's variables, so that runs are comparable.
         let environment = Environment::read(endpoint, |_| None).expect("no variables");
-        let settings = Settings { service, instance, version: "0".to_owned(), environment, log, log_form: None };
+        let settings = Settings { service, instance, version: "0".to_owned(), environment, log, log_format: None };
         Some(Telemetry::install(&settings).expect("telemetry"))
     }
 
@@ -116,12 +116,12 @@ impl Stack {
 pub(crate) fn certificates() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let validity = Validity::from(SystemClock.now(), Duration::from_secs(86_400));
-    let authority = Authority::new(TRUST_DOMAIN, validity).expect("a CA");
+    let ca = CertificateAuthority::new(TRUST_DOMAIN, validity).expect("a CA");
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("writable");
-    write("roots.pem", authority.certificate_pem());
+    write("roots.pem", ca.certificate_pem());
     for service in ["echo", "caller"] {
         let names = Names::of_service(TRUST_DOMAIN, service);
-        let Issued { certificate_pem, key_pem } = authority.issue(&names, validity).expect("a certificate");
+        let Issued { certificate_pem, key_pem } = ca.issue(&names, validity).expect("a certificate");
         write(&format!("{service}.pem"), &certificate_pem);
         write(&format!("{service}.key"), &key_pem);
     }

@@ -313,10 +313,10 @@ async fn rolling(scale: Scale) -> Line {
     let failed = failures(&outcome);
     Line {
         scenario: "rolling restart".to_owned(),
-        // Each call was begun once: calls refused by a GOAWAY were not processed.
+        // Each call was processed once: calls refused by a GOAWAY were not processed.
         is_kept: failed == 0 && attempts == outcome.calls(),
         criterion: format!(
-            "{} restarts, {failed} of all calls failed (0), {} begun twice (0)",
+            "{} restarts, {failed} of all calls failed (0), {} processed twice (0)",
             rounds * INSTANCES,
             attempts.saturating_sub(outcome.calls())
         ),

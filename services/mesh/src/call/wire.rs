@@ -46,13 +46,13 @@ pub(crate) struct AttemptError {
 pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
 pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
-/// The headers with what a mesh service's call concerns, by attribute ([`telemetry::COLUMNS`]). Trusted from mesh services
-/// only.
+/// The headers for the order id and the user id of a call, by attribute ([`telemetry::COLUMNS`]). Trusted from mesh
+/// services only.
 pub(crate) static ATTRIBUTE_HEADERS: LazyLock<Vec<(&'static str, HeaderName)>> = LazyLock::new(|| {
     let header = |name| HeaderName::try_from(format!("{RESERVED_PREFIX}{name}")).ok();
     telemetry::COLUMNS.iter().filter_map(|(attribute, name)| Some((*attribute, header(name)?))).collect()
 });
-/// The id of the store that a server's instances share, in the answer to a mesh service's health check.
+/// The id of the store that a server's instances share, in the response to a mesh service's health check.
 pub(crate) const STORE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-store");
 /// Marks a mirrored call. Trusted from mesh services only.
 pub(crate) const MIRRORED_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-mirrored");

@@ -1,4 +1,4 @@
-//! What a call concerns, as attributes that its caller sets.
+//! Attributes of a call that its caller sets, for example the order id.
 
 use smallvec::SmallVec;
 
@@ -30,8 +30,8 @@ impl CallAttributes {
         request
     }
 
-    /// The order that the call concerns, as a number that is spread evenly.
-    pub(crate) fn order(&self) -> Option<u64> {
+    /// The affinity key of a split: evenly distributed, the same for all calls of one order.
+    pub(crate) fn affinity_key(&self) -> Option<u64> {
         let (_, value) = self.iter().find(|(name, _)| *name == telemetry::ORDER_ID)?;
         // The last bytes of a UUID are random.
         let (_, low) = value.parse::<uuid::Uuid>().ok()?.as_u64_pair();

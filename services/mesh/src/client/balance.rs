@@ -34,13 +34,13 @@ pub(crate) struct Balance(Arc<Shared>);
 
 struct Shared {
     endpoints: Arc<Endpoints>,
-    _gone: DropGuard,
+    _closed: DropGuard,
 }
 
 impl Balance {
     pub(crate) fn new(endpoints: Arc<Endpoints>) -> Self {
-        let gone = endpoints.gone().drop_guard();
-        Self(Arc::new(Shared { endpoints, _gone: gone }))
+        let closed = endpoints.closed().drop_guard();
+        Self(Arc::new(Shared { endpoints, _closed: closed }))
     }
 }
 

@@ -23,8 +23,8 @@ pub(crate) struct ClientCall {
     pub(crate) deadline: Option<CallDeadline>,
     /// What the traffic policy changes of it.
     pub(crate) rule: Option<Arc<TrafficRule>>,
-    /// The order that it concerns, as a number: calls of one order go to one version of a service.
-    pub(crate) order: Option<u64>,
+    /// The affinity key of a split: calls with the same key go to the same backend. Derived from the order id.
+    pub(crate) affinity_key: Option<u64>,
     /// The instances that it was sent to.
     pub(crate) visited: Visited,
     /// While a tap is open.

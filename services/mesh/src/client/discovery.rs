@@ -119,7 +119,7 @@ pub(crate) trait AddressSink: Send + Sync + 'static {
 /// Looks a name up periodically, until the sink is dropped.
 pub(crate) async fn follow(
     sink: Weak<impl AddressSink>,
-    gone: CancellationToken,
+    closed: CancellationToken,
     resolve: Arc<dyn Resolve>,
     host: String,
     port: u16,
@@ -144,7 +144,7 @@ pub(crate) async fn follow(
             sink.lookup_failed(format!("looking up {host}: {failure}"));
         }
     };
-    gone.run_until_cancelled(looking_up).await;
+    closed.run_until_cancelled(looking_up).await;
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! One instance of a target: its address, connections, load and circuit breaker. It sends calls; `reconnect` makes
-//! its connections.
+//! One endpoint of a target: an instance's address, with the connections to it, its load and its circuit breaker.
+//! It sends calls; `reconnect` makes its connections.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ use crate::status::{CONNECTION_LOST, mesh_status};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
 
-/// A connection's result for a request.
-pub(crate) type Sent = Result<http::Response<Incoming>, TrySendError<Request>>;
+/// The result of sending a request on a connection.
+pub(crate) type SendResult = Result<http::Response<Incoming>, TrySendError<Request>>;
 
 /// Why a request got no response.
 pub(crate) enum Failure {
@@ -51,18 +51,20 @@ pub(crate) struct Connection {
     pub(crate) connect_now: Notify,
 }
 
-/// One instance of a target.
+/// One endpoint of a target.
 pub(crate) struct Endpoint {
     address: String,
     authority: Option<Authority>,
     scheme: Scheme,
     connections: Box<[Connection]>,
-    turn: AtomicUsize,
+    /// For round robin.
+    next_connection: AtomicUsize,
+    /// The number of open connections.
     connected: AtomicUsize,
     /// The number of the last connection failure, and its message.
     last_failure: Mutex<Option<(u64, String)>>,
     /// Cancelled when the instance is removed: no new calls, open streams continue.
-    pub(crate) gone: CancellationToken,
+    pub(crate) removed: CancellationToken,
     pub(crate) load: Load,
     pub(crate) breaker: Breaker,
     pub(crate) attempts: Mutex<AttemptStatistics>,
@@ -74,8 +76,8 @@ pub(crate) struct Endpoint {
 pub(crate) struct EndpointConfig {
     pub(crate) connections: usize,
     pub(crate) has_tls: bool,
-    /// When the channel was made: the windows of its calls and of its instances have the same lengths.
-    pub(crate) began: Instant,
+    /// When the channel was created. All its statistics windows count from then, so they are equally long.
+    pub(crate) created: Instant,
     /// Whether metrics have the address as a label: only where the number of addresses is bounded.
     pub(crate) has_address_labels: bool,
     pub(crate) rng: Arc<dyn Rng>,
@@ -83,7 +85,7 @@ pub(crate) struct EndpointConfig {
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: String, config: &EndpointConfig, gone: CancellationToken) -> Self {
+    pub(crate) fn new(address: String, config: &EndpointConfig, removed: CancellationToken) -> Self {
         let authority: Option<Authority> = address.parse().ok();
         Self {
             labels: config.metrics.labels(authority.as_ref().filter(|_| config.has_address_labels)),
@@ -91,13 +93,13 @@ impl Endpoint {
             address,
             scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
             connections: (0..config.connections.max(1)).map(|_| Connection::default()).collect(),
-            turn: AtomicUsize::new(0),
+            next_connection: AtomicUsize::new(0),
             connected: AtomicUsize::new(0),
             last_failure: Mutex::new(None),
-            gone,
+            removed,
             load: Load::new(),
             breaker: Breaker::new(config.rng.clone()),
-            attempts: Mutex::new(AttemptStatistics::new(config.began)),
+            attempts: Mutex::new(AttemptStatistics::new(config.created)),
             metrics: config.metrics.clone(),
         }
     }
@@ -156,9 +158,9 @@ impl Endpoint {
     pub(crate) fn send(
         &self,
         mut request: Request,
-    ) -> Result<(usize, impl Future<Output = Sent> + Send + use<>), Failure> {
+    ) -> Result<(usize, impl Future<Output = SendResult> + Send + use<>), Failure> {
         self.address_request(&mut request);
-        let first = if self.connections.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
+        let first = if self.connections.len() == 1 { 0 } else { self.next_connection.fetch_add(1, Ordering::Relaxed) };
         for step in 0..self.connections.len() {
             let index = (first + step) % self.connections.len();
             if let Some(sender) = lock(&self.connections[index].sender).as_mut() {
@@ -170,14 +172,14 @@ impl Endpoint {
     }
 
     /// The outcome of a request that was sent on a connection.
-    pub(crate) fn outcome(&self, index: usize, sent: Sent) -> Result<Response, Failure> {
+    pub(crate) fn outcome(&self, index: usize, sent: SendResult) -> Result<Response, Failure> {
         let mut error = match sent {
             Ok(response) => return Ok(response.map(|body| incoming(body, |error| attempt_error(error).status))),
             Err(error) => error,
         };
         Err(match error.take_message() {
             Some(unsent) => {
-                // The connection's task detects it soon, or has replaced the connection already.
+                // The task that maintains the connection will notice soon, or has already replaced it.
                 self.clear(&self.connections[index], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }
@@ -211,7 +213,8 @@ impl Drop for Endpoint {
 }
 
 /// Primes HPACK's dynamic table: a never-indexed value is written with its header's full name, unless the table has the
-/// name. So the first value on a connection is indexed. (Only the first: a look-up searches all values of a name.)
+/// name. So the first value on each connection is sent as indexed. (Only the first: each further entry of a name makes
+/// the encoder's lookups slower.)
 fn prime_header_names(is_primed: &AtomicBool, request: &mut Request) {
     if is_primed.load(Ordering::Relaxed) || is_primed.swap(true, Ordering::Relaxed) {
         return;

@@ -38,7 +38,7 @@ pub(crate) struct Endpoints {
     known: AtomicBool,
     /// The last look-up's error.
     lookup_failure: Mutex<Option<String>>,
-    gone: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Endpoints {
@@ -59,13 +59,13 @@ impl Endpoints {
             started: AtomicBool::new(false),
             known: AtomicBool::new(false),
             lookup_failure: Mutex::new(None),
-            gone: CancellationToken::new(),
+            closed: CancellationToken::new(),
         }
     }
 
     /// Cancelled when the last channel is dropped: ends the tasks.
-    pub(crate) fn gone(&self) -> CancellationToken {
-        self.gone.clone()
+    pub(crate) fn closed(&self) -> CancellationToken {
+        self.closed.clone()
     }
 
     pub(crate) fn list(&self) -> EndpointList {
@@ -98,7 +98,7 @@ impl Endpoints {
         match &self.addresses {
             Addresses::Fixed(addresses) => self.replace(addresses.clone()),
             Addresses::Dns { host, port } => {
-                tokio::spawn(follow(Arc::downgrade(self), self.gone(), self.resolve.clone(), host.clone(), *port));
+                tokio::spawn(follow(Arc::downgrade(self), self.closed(), self.resolve.clone(), host.clone(), *port));
             }
         }
     }
@@ -108,7 +108,7 @@ impl Endpoints {
     }
 
     fn open(&self, address: String) -> Arc<Endpoint> {
-        let endpoint = Arc::new(Endpoint::new(address, &self.config, self.gone.child_token()));
+        let endpoint = Arc::new(Endpoint::new(address, &self.config, self.closed.child_token()));
         for index in 0..endpoint.connections().len() {
             tokio::spawn(maintain(endpoint.clone(), index, self.reconnect.clone()));
         }
@@ -177,7 +177,7 @@ impl AddressSink for Endpoints {
             addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
         *self.list.write() = new;
         for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
-            endpoint.gone.cancel();
+            endpoint.removed.cancel();
         }
         self.known.store(true, Ordering::Release);
         self.set_lookup_failure(None);

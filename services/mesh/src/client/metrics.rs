@@ -106,7 +106,7 @@ pub(crate) fn export_endpoint_load(read: impl Fn(&mut dyn FnMut(f64, &[KeyValue]
     meter()
         .f64_observable_gauge("mesh.client.endpoint.load")
         .with_unit("s")
-        .with_description("Peak EWMA of an instance's response times, times its calls in flight and one")
+        .with_description("Peak EWMA of an instance's response time x (calls in flight + 1)")
         .with_callback(move |observer| read(&mut |load, labels| observer.observe(load, labels)))
         .build();
 }

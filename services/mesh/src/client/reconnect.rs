@@ -38,7 +38,7 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, index: usize, reconnect: R
     loop {
         let began = Instant::now();
         let connecting = reconnect.connect.connect(endpoint.address());
-        match endpoint.gone.run_until_cancelled(connecting).await {
+        match endpoint.removed.run_until_cancelled(connecting).await {
             None => return,
             Some(Ok(connected)) => {
                 use_until_closed(&endpoint, index, connected, &reconnect).await;
@@ -59,7 +59,7 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, index: usize, reconnect: R
             tokio::select! {
                 () = sleep(backoff) => {}
                 () = connect_now => {}
-                () = endpoint.gone.cancelled() => {}
+                () = endpoint.removed.cancelled() => {}
             }
         }
     }
@@ -74,7 +74,7 @@ async fn use_until_closed(endpoint: &Endpoint, index: usize, connected: Connecte
     let is_closed = tokio::select! {
         biased;
         () = &mut until_closed => true,
-        () = endpoint.gone.cancelled() => false,
+        () = endpoint.removed.cancelled() => false,
     };
     endpoint.connection_lost(connection);
     if !is_closed {

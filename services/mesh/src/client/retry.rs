@@ -208,7 +208,7 @@ struct Retries {
 
 impl Retries {
     fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
-        let ClientCall { policy, operation, deadline, visited, tap, rule: _, order: _ } = call;
+        let ClientCall { policy, operation, deadline, visited, tap, rule: _, affinity_key: _ } = call;
         Self {
             attempts: Attempts::begin(operation.clone()),
             operation,

@@ -1,5 +1,5 @@
 //! Connections to another target of a service, which are made only if the instance shares the service's store. An instance
-//! shows its store's id to mesh services in the answer to a health check: it is the first call of each such connection.
+//! shows its store's id to mesh services in the response to a health check: the first call of each such connection.
 //! So a call never reaches an instance whose store is another one, whatever process has its address.
 
 use std::collections::BTreeMap;

@@ -84,10 +84,10 @@ impl<S> Split<S> {
 
 /// The target of a call: of one order always the same, while the weights stay. With a larger share, the last backend keeps
 /// the orders that it had.
-fn choose<'a>(backends: &'a [Backend], order: Option<u64>, rng: &dyn Rng) -> Option<&'a Backend> {
+fn choose<'a>(backends: &'a [Backend], affinity_key: Option<u64>, rng: &dyn Rng) -> Option<&'a Backend> {
     let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
-    let point = match order {
-        Some(order) => order % POINTS,
+    let point = match affinity_key {
+        Some(key) => key % POINTS,
         None => u64::try_from(random_index(rng, POINTS as usize)).unwrap_or_default(),
     };
     let mut end = 0;
@@ -100,7 +100,7 @@ fn choose<'a>(backends: &'a [Backend], order: Option<u64>, rng: &dyn Rng) -> Opt
 impl<S: Clone> Shared<S> {
     /// The other target that gets this call, if one does and may.
     fn other(&self, backends: &[Backend], call: &ClientCall) -> Option<Admitted<S>> {
-        let chosen = choose(backends, call.order, &*self.rng)?;
+        let chosen = choose(backends, call.affinity_key, &*self.rng)?;
         let other = self.others.get(&chosen.name, chosen.addresses.as_ref()?);
         let now = Instant::now();
         if !(other.is_connected)() {

@@ -85,7 +85,7 @@ where
             let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
-        // A call with side effects is an event, whatever it is made for.
+        // A call with side effects is never marked as mirrored and keeps its event, even if made for a mirrored call.
         let is_mirrored =
             policy.is_some_and(|policy| policy.idempotency == Idempotency::NoSideEffects) && is_mirrored();
         if is_mirrored && config.is_mesh_service {
@@ -94,13 +94,13 @@ where
         let event = policy.and_then(|policy| policy.event).filter(|_| !is_mirrored);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, config.events.clone());
         propagate(config, &operation, request.headers_mut());
-        let mut order = None;
+        let mut affinity_key = None;
         if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
             let is_split = rule.as_ref().is_some_and(|rule| !rule.backends.is_empty());
-            order = if is_split { attributes.order() } else { None };
+            affinity_key = if is_split { attributes.affinity_key() } else { None };
             attributes.iter().for_each(|(name, value)| operation.set(name, value));
             if config.is_mesh_service {
-                send(&attributes, request.headers_mut());
+                set_attribute_headers(&attributes, request.headers_mut());
             }
         }
         let span = operation.span().clone();
@@ -111,7 +111,7 @@ where
             operation: Some(operation),
             deadline: None,
             rule,
-            order,
+            affinity_key,
             visited,
             tap,
         });
@@ -120,8 +120,8 @@ where
     }
 }
 
-/// Sends what the call concerns to the mesh service, so that its own event carries it.
-fn send(attributes: &CallAttributes, headers: &mut HeaderMap) {
+/// Sends the order id and the user id of the call to a mesh service, whose own event then has them too.
+fn set_attribute_headers(attributes: &CallAttributes, headers: &mut HeaderMap) {
     for (name, value) in attributes.iter() {
         let header = ATTRIBUTE_HEADERS.iter().find(|(attribute, _)| *attribute == name);
         if let Some(((_, header), value)) = header.zip(HeaderValue::from_str(value).ok()) {

@@ -16,13 +16,13 @@ pub struct Window {
     pub calls: u64,
     /// Those that failed, by the server's fault (OpenTelemetry's convention for the status codes of RPC servers).
     pub failures: u64,
-    /// Latency percentiles, within a tenth; zero without calls.
+    /// The median latency, accurate to 10 %; zero without calls.
     pub p50: Duration,
-    /// …
+    /// The 90th percentile.
     pub p90: Duration,
-    /// …
+    /// The 99th percentile.
     pub p99: Duration,
-    /// The latencies with the number of calls, rounded up by at most a tenth: windows of several instances can be added.
+    /// A histogram: latency (rounded up by at most 10 %) and number of calls. Those of several instances can be merged.
     pub latencies: Vec<(Duration, u64)>,
 }
 
@@ -105,7 +105,7 @@ pub enum BreakerState {
     Open,
 }
 
-/// An instance of a target.
+/// An endpoint of a target: one address, and how calls to it went.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointState {
     /// Its address.
@@ -114,7 +114,7 @@ pub struct EndpointState {
     pub is_connected: bool,
     /// Its circuit breaker.
     pub breaker: BreakerState,
-    /// Peak EWMA of its response times, times its calls in flight and one.
+    /// Peak EWMA of its response time × (calls in flight + 1).
     pub load: Duration,
     /// Attempts in flight.
     pub in_flight: usize,
@@ -137,7 +137,7 @@ pub struct Target {
     pub addresses: String,
     /// The methods that were called.
     pub methods: Vec<CalledMethod>,
-    /// Its instances.
+    /// Its endpoints.
     pub endpoints: Vec<EndpointState>,
     /// Retries since the start.
     pub retries: u64,
@@ -148,7 +148,7 @@ pub struct Target {
 /// An instance's state.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Snapshot {
-    /// Its servers: one, in a process of a service.
+    /// Its servers. The process of a service has one.
     pub servers: Vec<ServerSnapshot>,
     /// The services that it calls.
     pub targets: Vec<Target>,

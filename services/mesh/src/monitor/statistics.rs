@@ -24,7 +24,7 @@ const LONG: u64 = 12;
 /// In microseconds; shorter and longer calls count as these.
 const MIN_LATENCY: u64 = 1;
 const MAX_LATENCY: u64 = 60_000_000;
-/// Latencies are within a tenth of the true ones: some 400 counters for each interval.
+/// One significant digit: latencies are accurate to 10 %, with some 400 counters for each interval.
 const SIGNIFICANT_DIGITS: u8 = 1;
 /// Callers of a method with statistics of their own; a server has a handful of peers.
 const MAX_CALLERS: usize = 16;

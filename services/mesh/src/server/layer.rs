@@ -20,7 +20,8 @@ pub(crate) trait ServerLayer: Send + Sync + 'static {
 pub(crate) trait Next:
     Service<Request, Response = Response, Error = Infallible, Future = ServerFuture> + Clone + Send + 'static
 {
-    /// The instance that is ready, for a call in a future; its clone is for the next call.
+    /// Takes the service that `poll_ready` has readied, to call it in a future; a clone replaces it for the next call
+    /// (see "Be careful when cloning inner services" in the documentation of tower's `Service`).
     fn take(&mut self) -> Self {
         let clone = self.clone();
         std::mem::replace(self, clone)

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 const LINGER: Duration = Duration::from_secs(1);
-/// Reads of one KiB each: more input than that of calls in flight.
+/// Of one KiB each: together more input than calls in flight are expected to have left.
 const MAX_READS: usize = 256;
 
 /// Closes the write side, and waits until the peer closes too.
@@ -30,7 +30,7 @@ pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let _ = timeout(LINGER, peer_closes).await;
 }
 
-/// A stream that is handed back when its borrower drops it: hyper keeps what it is given.
+/// A stream that is returned through a channel when its owner drops it: hyper takes ownership and does not return it.
 pub(crate) struct ReturnOnDrop<S> {
     stream: Option<S>,
     back: Option<oneshot::Sender<S>>,

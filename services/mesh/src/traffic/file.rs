@@ -130,7 +130,7 @@ struct AuditText {
     callers: Vec<Spanned<String>>,
 }
 
-/// Why a file is refused, with the position.
+/// Why a file is rejected, with the position.
 fn at(location: Location, why: impl std::fmt::Display) -> String {
     format!("line {}, column {}: {why}", location.line(), location.column())
 }
@@ -142,7 +142,7 @@ fn of<T>(spanned: &Spanned<T>, why: impl std::fmt::Display) -> String {
 /// The rules of a file.
 ///
 /// # Errors
-/// Why it is refused, in one line with the position.
+/// Why it is rejected, in one line with the position.
 pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Result<Rules, String> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
     let targets = targets(&file.targets, policies)?;

@@ -18,23 +18,23 @@ fn timeout_of(policy: &TrafficPolicy) -> Option<u64> {
 }
 
 #[test]
-fn a_refused_file_changes_nothing_and_the_state_says_why() {
+fn a_rejected_file_changes_nothing_and_the_state_says_why() {
     let policy = TrafficPolicy::new(POLICIES, false);
     assert_eq!((timeout_of(&policy), policy.state()), (None, TrafficState::default()));
     policy.apply("a.yaml", timeout(2).as_bytes()).expect("valid");
     let state = policy.state();
-    assert_eq!((timeout_of(&policy), state.rules, state.refused.as_str()), (Some(2), 1, ""));
+    assert_eq!((timeout_of(&policy), state.rules, state.rejection.as_str()), (Some(2), 1, ""));
     assert!(state.loaded.is_some() && state.digest.len() == 64);
 
     policy.apply("a.yaml", b"rules: [").expect_err("broken");
     policy.apply("a.yaml", timeout(9).as_bytes()).expect_err("longer than the contract's");
     policy.apply("a.yaml", b"\xff").expect_err("not UTF-8");
-    let refused = policy.state();
-    assert_eq!((timeout_of(&policy), &refused.digest), (Some(2), &state.digest));
-    assert_eq!(refused.refused, "it is not UTF-8");
+    let rejected = policy.state();
+    assert_eq!((timeout_of(&policy), &rejected.digest), (Some(2), &state.digest));
+    assert_eq!(rejected.rejection, "it is not UTF-8");
 
     policy.apply("a.yaml", b"").expect("no rules");
-    assert_eq!((timeout_of(&policy), policy.state().refused.as_str()), (None, ""));
+    assert_eq!((timeout_of(&policy), policy.state().rejection.as_str()), (None, ""));
 }
 
 #[test]
@@ -67,10 +67,10 @@ async fn the_file_is_followed_and_the_policy_stays_while_it_cannot_be_read() {
     let path = folder.path().join("traffic.yaml");
     let policy = TrafficPolicy::new(POLICIES, false);
     policy.load(&path);
-    assert!(policy.state().refused.contains("cannot be read"), "{:?}", policy.state());
+    assert!(policy.state().rejection.contains("cannot be read"), "{:?}", policy.state());
     std::fs::write(&path, timeout(2)).expect("written");
     policy.load(&path);
-    assert_eq!((timeout_of(&policy), policy.state().refused.as_str()), (Some(2), ""));
+    assert_eq!((timeout_of(&policy), policy.state().rejection.as_str()), (Some(2), ""));
 
     let stop = CancellationToken::new();
     let following = tokio::spawn(policy.clone().follow(path.clone(), Duration::from_millis(2), stop.clone()));
@@ -90,19 +90,19 @@ async fn the_file_is_followed_and_the_policy_stays_while_it_cannot_be_read() {
     replace(&timeout(3));
     until(&|policy| timeout_of(policy) == Some(3)).await;
     replace("rules: [");
-    until(&|policy| !policy.state().refused.is_empty()).await;
+    until(&|policy| !policy.state().rejection.is_empty()).await;
     assert_eq!(timeout_of(&policy), Some(3));
     std::fs::remove_file(&path).expect("removed");
-    until(&|policy| policy.state().refused.contains("cannot be read")).await;
+    until(&|policy| policy.state().rejection.contains("cannot be read")).await;
     assert_eq!(timeout_of(&policy), Some(3));
     replace(&timeout(3));
-    until(&|policy| policy.state().refused.is_empty()).await;
+    until(&|policy| policy.state().rejection.is_empty()).await;
     replace(&"#".repeat(usize::try_from(MAX_FILE_BYTES).expect("small") + 1));
-    until(&|policy| policy.state().refused.contains("longer than 256 KiB")).await;
+    until(&|policy| policy.state().rejection.contains("longer than 256 KiB")).await;
     assert_eq!(timeout_of(&policy), Some(3));
     std::fs::remove_file(&path).expect("removed");
     std::fs::create_dir(&path).expect("a folder");
-    until(&|policy| policy.state().refused == "it is not a file").await;
+    until(&|policy| policy.state().rejection == "it is not a file").await;
     stop.cancel();
     following.await.expect("it ends");
 }

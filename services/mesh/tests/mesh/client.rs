@@ -74,7 +74,7 @@ async fn the_client_switches_to_another_instance_when_its_own_drains() {
     let (first, second) = (World::new().await, World::new().await);
     let channel = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
     assert_eq!(say(&channel, SAY, "hello").await.expect("answered"), "hello");
-    let used = if first.begun() == 1 { first } else { second };
+    let used = if first.handlers_started() == 1 { first } else { second };
     used.shutdown.cancel();
     used.served.await.expect("no panic").expect("drained");
     assert_eq!(say(&channel, SAY, "hello again").await.expect("the other instance answers"), "hello again");

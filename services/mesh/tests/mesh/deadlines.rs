@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::echo::{SAY, STREAM};
-use crate::world::{Plan, World, call, reason, say, with_metadata};
+use crate::world::{World, WorldOptions, call, reason, say, with_metadata};
 use mesh::Credentials;
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn a_malformed_timeout_is_rejected_and_starts_no_handler() {
     let world = World::new().await;
     let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "123456789S")])).await;
     assert_eq!((response.code(), reason(&response).as_str()), (Code::InvalidArgument, "MALFORMED_TIMEOUT"));
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "12345678S")])).await;
     assert_eq!(response.code(), Code::Ok, "eight digits are allowed");
 }
@@ -45,7 +45,7 @@ async fn a_call_past_its_deadline_on_arrival_starts_no_handler() {
     let world = World::new().await;
     let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
     assert_eq!(response.code(), Code::DeadlineExceeded);
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     assert!(world.events.take().is_empty(), "the caller is not authenticated: it must not fill the event store");
 }
 
@@ -61,13 +61,13 @@ async fn the_methods_own_timeout_is_the_maximum() {
 #[tokio::test]
 async fn the_deadline_is_propagated_to_the_next_hop_and_is_shorter_there() {
     let second = World::new().await;
-    let first = World::with(Plan { next: Some(second.anonymous()), ..Plan::default() }).await;
+    let first = World::with(WorldOptions { next: Some(second.anonymous()), ..WorldOptions::default() }).await;
     let mut request = tonic::Request::new("forward time left".to_owned());
     request.set_timeout(Duration::from_millis(900));
     let left = call(&first.anonymous(), SAY, request).await.expect("answered").into_inner();
     let left: u64 = left.parse().expect("microseconds");
     assert!(left < 900_000, "{left} µs are left of 900 ms, not the method's 5 s");
-    // Control: without a deadline of the caller's, the method's own is propagated.
+    // Control: without a deadline from the caller, the method's own timeout is propagated.
     let left = say(&first.anonymous(), SAY, "forward time left").await.expect("answered");
     let left: u64 = left.parse().expect("microseconds");
     assert!((900_000..5_000_000).contains(&left), "{left} µs are left of 5 s");

@@ -14,7 +14,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::echo::{SAY, STREAM};
-use crate::world::{Plan, World, reason, say};
+use crate::world::{World, WorldOptions, reason, say};
 
 async fn health_changes(world: &World, service: &str) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
     let request = HealthCheckRequest { service: service.into() };
@@ -48,7 +48,7 @@ async fn connection(world: &World) -> (h2::client::SendRequest<bytes::Bytes>, to
 #[tokio::test]
 async fn during_the_pre_drain_delay_everything_is_served_and_new_connections_are_accepted() {
     let long = Duration::from_secs(3_600);
-    let world = World::altered(Plan::default(), |config| config.pre_drain_delay = long).await;
+    let world = World::altered(WorldOptions::default(), |config| config.pre_drain_delay = long).await;
     let mut changes = health_changes(&world, "").await;
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
@@ -77,7 +77,8 @@ async fn a_drain_sends_goaway_completes_open_calls_and_ends() {
 
 #[tokio::test]
 async fn health_watches_end_with_the_goaway() {
-    let world = World::with(Plan { drain_timeout: Duration::from_secs(3_600), ..Plan::default() }).await;
+    let world =
+        World::with(WorldOptions { drain_timeout: Duration::from_secs(3_600), ..WorldOptions::default() }).await;
     let mut changes = health_changes(&world, "").await;
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
@@ -91,7 +92,8 @@ async fn health_watches_end_with_the_goaway() {
 #[tokio::test]
 async fn an_endless_stream_is_ended_with_a_status() {
     // The grace period is a quarter of it.
-    let world = World::with(Plan { drain_timeout: Duration::from_millis(400), ..Plan::default() }).await;
+    let world =
+        World::with(WorldOptions { drain_timeout: Duration::from_millis(400), ..WorldOptions::default() }).await;
     let mut texts = forever(&world).await;
     assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
     world.shutdown.cancel();
@@ -103,7 +105,7 @@ async fn an_endless_stream_is_ended_with_a_status() {
 
 #[tokio::test]
 async fn a_call_that_never_ends_is_cut_off_after_the_drain_timeout() {
-    let world = World::with(Plan { drain_timeout: Duration::from_millis(50), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { drain_timeout: Duration::from_millis(50), ..WorldOptions::default() }).await;
     let channel = world.anonymous();
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;

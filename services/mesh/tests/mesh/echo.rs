@@ -55,8 +55,8 @@ pub(crate) const POLICIES: PolicyTable = PolicyTable(&[
 /// The service, and what a test observes of it.
 #[derive(Clone)]
 pub(crate) struct Echo {
-    /// The number of handlers that began.
-    pub(crate) begun: Arc<AtomicUsize>,
+    /// The number of handler invocations.
+    pub(crate) handlers_started: Arc<AtomicUsize>,
     /// Notified when a "hold" handler begins, and when it is dropped.
     pub(crate) holding: Arc<Notify>,
     pub(crate) dropped: Arc<Notify>,
@@ -70,8 +70,8 @@ pub(crate) struct Echo {
 
 impl Echo {
     pub(crate) fn new(next: Option<Channel>) -> Self {
-        let (begun, holding, dropped, failing) = Default::default();
-        Self { begun, holding, dropped, failing, release: Arc::new(Semaphore::new(0)), next }
+        let (handlers_started, holding, dropped, failing) = Default::default();
+        Self { handlers_started, holding, dropped, failing, release: Arc::new(Semaphore::new(0)), next }
     }
 }
 
@@ -95,7 +95,7 @@ impl ServiceError for Closed {
 
 impl Echo {
     async fn say(self, request: Request<String>) -> Result<Response<String>, Status> {
-        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.handlers_started.fetch_add(1, Ordering::SeqCst);
         let failing = Code::from_i32(self.failing.load(Ordering::SeqCst));
         if failing != Code::Ok {
             return Err(Status::new(failing, "as configured"));
@@ -138,7 +138,7 @@ impl Echo {
     }
 
     async fn stream(self, request: Request<String>) -> Result<Response<Texts>, Status> {
-        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.handlers_started.fetch_add(1, Ordering::SeqCst);
         let first = stream::iter([Ok("one".to_owned()), Ok("two".to_owned())]);
         let texts: Texts = match request.get_ref().as_str() {
             "break" => first.chain(stream::iter([Err(Status::data_loss("the middle is missing"))])).boxed(),

@@ -31,7 +31,7 @@ async fn a_malformed_message_is_an_invalid_argument() {
     let world = World::new().await;
     let response = raw::send(world.address, raw::framed(SAY, &[0x0a, 0x7f, 0x01], &[])).await;
     assert_eq!((response.code(), reason(&response).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
 }
 
 #[tokio::test]
@@ -47,9 +47,9 @@ async fn a_request_of_no_message_or_of_more_than_one_is_rejected_and_starts_no_h
         let half = raw::send(world.address, raw::with_body(path, bytes::Bytes::from_static(&one[..7]), &[])).await;
         assert_eq!((half.code(), reason(&half).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"), "half of one");
     }
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     let response = raw::send(world.address, raw::with_body(SAY, bytes::Bytes::from_static(one), &[])).await;
-    assert_eq!((response.code(), world.begun()), (Code::Ok, 1), "control");
+    assert_eq!((response.code(), world.handlers_started()), (Code::Ok, 1), "control");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 
 use crate::echo::{CUSTOMER, OPERATOR, SAY, SERVICE, UNLISTED};
 use crate::world::{
-    AUDIENCE, ISSUER, KEY_ID, Keys, MESH_SECRET, PUBLIC_KEY, Plan, World, call, reason, say, with_metadata,
+    AUDIENCE, ISSUER, KEY_ID, Keys, MESH_SECRET, PUBLIC_KEY, World, WorldOptions, call, reason, say, with_metadata,
 };
 
 const USER: &str = "018f3b0e-0000-7000-8000-000000000001";
@@ -106,7 +106,7 @@ async fn a_denied_call_has_a_reason_and_starts_no_handler() {
     assert_eq!(basic, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
     let customer = rejected(&channel, OPERATOR, with_token("hello", &token("customer"))).await;
     assert_eq!(customer, (Code::PermissionDenied, "ROLE_NOT_ALLOWED".to_owned()));
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     assert!(world.events.take().is_empty(), "anonymous clients do not fill the event store");
 }
 
@@ -217,7 +217,7 @@ async fn only_tokens_signed_by_our_key_and_unaltered_are_accepted() {
         assert_eq!(code, Code::Unauthenticated, "{what}");
         assert!(["TOKEN_INVALID", "TOKEN_MALFORMED"].contains(&reason.as_str()), "{what}: {reason}");
     }
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     call(&channel, OPERATOR, with_token("hello", &sound)).await.expect("control: made in the same way");
 }
 
@@ -233,7 +233,7 @@ async fn two_authorization_headers_are_rejected() {
         let response = rejected(&world.anonymous(), CUSTOMER, request).await;
         assert_eq!(response, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
     }
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_method_without_a_policy_is_denied_although_it_is_in_the_routes() {
     let world = World::new().await;
     let response = rejected(&world.service("order", MESH_SECRET), UNLISTED, Request::new("hello".to_owned())).await;
     assert_eq!(response, (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
     let known = say(&world.service("order", MESH_SECRET), SERVICE, "caller").await.expect("passes");
     assert_eq!(known, r#"Service { name: "order" }"#);
     let hello = || Request::new("hello".to_owned());
-    let begun = world.begun();
+    let before = world.handlers_started();
     let other = rejected(&world.service("payment", MESH_SECRET), SERVICE, hello()).await;
     assert_eq!(other, (Code::PermissionDenied, "CALLER_NOT_ALLOWED".to_owned()));
     let wrong = rejected(&world.service("order", "a guess"), SERVICE, hello()).await;
@@ -269,7 +269,7 @@ async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
     let claimed =
         rejected(&world.anonymous(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
     assert_eq!(claimed, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
-    assert_eq!(world.begun(), begun);
+    assert_eq!(world.handlers_started(), before);
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn the_handler_sees_the_peers_address() {
 #[tokio::test]
 async fn without_keys_tokens_get_unavailable_and_public_methods_stay_open() {
     let keys = Keys::with(None);
-    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { keys: keys.clone(), ..WorldOptions::default() }).await;
     let response = rejected(&world.anonymous(), CUSTOMER, with_token("hello", &token("customer"))).await;
     assert_eq!(response, (Code::Unavailable, "KEYS_NOT_AVAILABLE".to_owned()));
     assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("open"), "hello");
@@ -301,7 +301,7 @@ async fn without_keys_tokens_get_unavailable_and_public_methods_stay_open() {
 #[tokio::test]
 async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
     let keys = Keys::with(None);
-    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { keys: keys.clone(), ..WorldOptions::default() }).await;
     let channel = world.anonymous();
     rejected(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
     *keys.response.lock().expect("not poisoned") = Keys::ours().response.lock().expect("not poisoned").clone();
@@ -311,7 +311,7 @@ async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
 #[tokio::test]
 async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_flood_the_source() {
     let keys = Keys::ours();
-    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { keys: keys.clone(), ..WorldOptions::default() }).await;
     let channel = world.anonymous();
     call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("passes");
     let fetches = keys.fetches.load(Ordering::SeqCst);

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tonic::Code;
 
 use crate::echo::{POLICIES, READ, SAY};
-use crate::world::{Plan, World, channel, say};
+use crate::world::{World, WorldOptions, channel, say};
 
 /// Consecutive failures that open the breaker.
 const THRESHOLD: usize = 5;
@@ -28,12 +28,13 @@ impl Process {
     async fn start(address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let world = runtime.spawn(World::with(Plan { address, ..Plan::default() })).await.expect("started");
+        let world =
+            runtime.spawn(World::with(WorldOptions { address, ..WorldOptions::default() })).await.expect("started");
         Self { runtime, world }
     }
 
     async fn any() -> Self {
-        Self::start(Plan::default().address).await
+        Self::start(WorldOptions::default().address).await
     }
 
     /// Its sockets are closed on return.
@@ -56,7 +57,7 @@ async fn all_instances_are_used() {
     let worlds = three().await;
     let channel = channel(addresses(&worlds), Credentials::None);
     let all = async {
-        while worlds.iter().any(|world| world.begun() == 0) {
+        while worlds.iter().any(|world| world.handlers_started() == 0) {
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
@@ -102,7 +103,7 @@ async fn a_call_on_a_killed_instance_goes_to_another_if_it_is_retryable_and_fail
             Ok(response) => assert!(is_repeated, "{path} was answered: {response}"),
             Err(status) => assert_eq!((status.code(), is_repeated), (Code::Unavailable, false), "{status}"),
         }
-        assert_eq!(other.world.begun(), usize::from(is_repeated));
+        assert_eq!(other.world.handlers_started(), usize::from(is_repeated));
         other.kill().await;
     }
 }
@@ -132,7 +133,7 @@ async fn no_call_goes_to_an_instance_that_accepts_connections_and_sends_nothing(
     for response in join_all((0..100).map(|_| say(&channel, SAY, "hello"))).await {
         assert_eq!(response.expect("answered"), "hello");
     }
-    assert_eq!(world.begun(), 100);
+    assert_eq!(world.handlers_started(), 100);
 }
 
 #[tokio::test]
@@ -145,12 +146,12 @@ async fn a_failing_instance_is_out_of_rotation_within_the_threshold_and_back_aft
         failed += usize::from(say(&channel, SAY, "hello").await.is_err());
     }
     assert!(failed <= THRESHOLD + PROBES_AT_MOST, "{failed} calls failed");
-    assert_eq!(worlds[0].begun(), failed);
+    assert_eq!(worlds[0].handlers_started(), failed);
     worlds[0].answer_with(Code::Ok);
-    let before = worlds[0].begun();
+    let before = worlds[0].handlers_started();
     let back = async {
         // The probe, and more: it is in rotation again.
-        while worlds[0].begun() < before + 10 {
+        while worlds[0].handlers_started() < before + 10 {
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
@@ -181,7 +182,7 @@ async fn a_retry_storm_stays_within_the_budget() {
             assert_eq!(response.expect_err("as configured").code(), Code::Unavailable);
         }
     }
-    let attempts: usize = worlds.iter().map(World::begun).sum();
+    let attempts: usize = worlds.iter().map(World::handlers_started).sum();
     let (least, most) = (calls + calls / 10, calls + calls / 5 + 10);
     assert!((least..=most).contains(&attempts), "{attempts} attempts of {calls} calls");
 }
@@ -201,5 +202,5 @@ async fn several_connections_serve_one_instance() {
     let channel = client(ClientConfig { connections: 2, ..ClientConfig::new("test", addresses, POLICIES) });
     let answers = join_all((0..64).map(|_| say(&channel, SAY, "hello"))).await;
     answers.into_iter().for_each(|response| assert_eq!(response.expect("answered"), "hello"));
-    assert_eq!(world.begun(), 64);
+    assert_eq!(world.handlers_started(), 64);
 }

@@ -11,7 +11,7 @@ use tonic_types::StatusExt;
 use crate::deadlines::raw;
 use crate::echo::{CUSTOMER, SAY, STREAM};
 use crate::observed::observed;
-use crate::world::{Plan, World, call, channel, reason, say, with_metadata};
+use crate::world::{World, WorldOptions, call, channel, reason, say, with_metadata};
 
 /// Two calls a day.
 const TWO: Quota = Quota { calls: 2, per: Duration::from_secs(86_400) };
@@ -31,7 +31,7 @@ async fn stream(world: &World, text: &str) -> Result<tonic::Streaming<String>, t
 #[tokio::test]
 async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
     observed();
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         (config.service, config.max_concurrency, config.max_streams) = ("one-permit", 1, 1);
     })
     .await;
@@ -70,7 +70,7 @@ async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
 
 #[tokio::test]
 async fn a_panic_returns_its_permit() {
-    let world = World::altered(Plan::default(), |config| config.max_concurrency = 1).await;
+    let world = World::altered(WorldOptions::default(), |config| config.max_concurrency = 1).await;
     assert_eq!(say(&world.anonymous(), SAY, "panic").await.expect_err("a panic").code(), Code::Internal);
     assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served"), "hello");
 }
@@ -78,7 +78,7 @@ async fn a_panic_returns_its_permit() {
 #[tokio::test]
 async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_handler() {
     // All resources behind the identity layer are set to zero.
-    let none = Plan { memory_budget_bytes: Some(0), ..Plan::default() };
+    let none = WorldOptions { memory_budget_bytes: Some(0), ..WorldOptions::default() };
     let world = World::altered(none, |config| {
         config.max_concurrency = 0;
         config.rate_limits = vec![(CUSTOMER, TWO)];
@@ -90,12 +90,12 @@ async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_hand
     }
     // Control: an authorized call reaches the exhausted limit.
     assert_eq!(reason(&say(&world.anonymous(), SAY, "hello").await.expect_err("no memory")), "OUT_OF_MEMORY");
-    assert_eq!((world.begun(), world.events.take().len()), (0, 1), "only the control's");
+    assert_eq!((world.handlers_started(), world.events.take().len()), (0, 1), "only the control's");
 }
 
 #[tokio::test]
 async fn a_caller_over_its_quota_takes_no_permit() {
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         config.max_concurrency = 0;
         config.rate_limits = vec![(SAY, TWO)];
     })
@@ -110,7 +110,7 @@ async fn a_caller_over_its_quota_takes_no_permit() {
 #[tokio::test]
 async fn a_caller_over_its_quota_gets_a_retry_delay_and_others_are_not_affected() {
     observed();
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         config.service = "quota";
         config.rate_limits = vec![(SAY, TWO)];
     })
@@ -133,7 +133,7 @@ async fn a_caller_over_its_quota_gets_a_retry_delay_and_others_are_not_affected(
 #[tokio::test]
 async fn callers_behind_a_trusted_proxy_are_distinguished_and_behind_an_untrusted_one_they_are_not() {
     for (trusted, third) in [("127.0.0.0/8", Code::Ok), ("10.0.0.0/8", Code::ResourceExhausted)] {
-        let world = World::altered(Plan::default(), |config| {
+        let world = World::altered(WorldOptions::default(), |config| {
             config.rate_limits = vec![(SAY, TWO)];
             config.trusted_proxies = vec![trusted.parse().expect("a network")];
         })
@@ -152,7 +152,7 @@ async fn callers_behind_a_trusted_proxy_are_distinguished_and_behind_an_untruste
 #[tokio::test]
 async fn too_much_metadata_is_rejected_with_a_status() {
     observed();
-    let world = World::altered(Plan::default(), |config| config.service = "metadata").await;
+    let world = World::altered(WorldOptions::default(), |config| config.service = "metadata").await;
     for (bytes, code) in [(17_000, Code::ResourceExhausted), (60_000, Code::ResourceExhausted), (15_000, Code::Ok)] {
         let response = raw::send(world.address, raw::unary(SAY, "hello", &[("x-long", &"y".repeat(bytes))])).await;
         assert_eq!(response.code(), code, "{bytes} bytes");
@@ -160,15 +160,15 @@ async fn too_much_metadata_is_rejected_with_a_status() {
             assert_eq!(reason(&response), "METADATA_TOO_LARGE");
         }
     }
-    assert_eq!((refusals("metadata", "metadata"), world.begun()), (2, 1));
+    assert_eq!((refusals("metadata", "metadata"), world.handlers_started()), (2, 1));
 }
 
 #[tokio::test]
 async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
-    let world = World::with(Plan { max_message_bytes: 100, ..Plan::default() }).await;
+    let world = World::with(WorldOptions { max_message_bytes: 100, ..WorldOptions::default() }).await;
     let status = say(&world.anonymous(), SAY, &"x".repeat(101)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     assert_eq!(say(&world.anonymous(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
     // The prefix is sufficient: it announces 4 GiB that are never sent.
     let only_prefix = bytes::Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
@@ -178,12 +178,12 @@ async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
 
 #[tokio::test]
 async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
-    let world = World::with(Plan { memory_budget_bytes: Some(4_096), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { memory_budget_bytes: Some(4_096), ..WorldOptions::default() }).await;
     let status = say(&world.anonymous(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OUT_OF_MEMORY"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::event_error(&status).error_type, "OutOfMemoryError");
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     let events = world.events.take();
     assert_eq!(events.len(), 1, "a rejection for memory is an event");
     assert_eq!(events[0].event.error.as_ref().expect("failed").error_type, "OutOfMemoryError");
@@ -193,7 +193,7 @@ async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
 #[tokio::test]
 async fn a_calls_memory_is_released_when_its_response_is_sent() {
     // "hold" is 11 bytes framed: 44 of the budget.
-    let world = World::with(Plan { memory_budget_bytes: Some(60), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { memory_budget_bytes: Some(60), ..WorldOptions::default() }).await;
     let first = channel(vec![world.address.to_string()], Credentials::None);
     let held = tokio::spawn(async move { say(&first, SAY, "hold").await });
     world.echo.holding.notified().await;
@@ -208,7 +208,7 @@ async fn a_calls_memory_is_released_when_its_response_is_sent() {
 
 #[tokio::test]
 async fn health_is_exempt_from_the_budget() {
-    let world = World::with(Plan { memory_budget_bytes: Some(0), ..Plan::default() }).await;
+    let world = World::with(WorldOptions { memory_budget_bytes: Some(0), ..WorldOptions::default() }).await;
     say(&world.anonymous(), SAY, "hello").await.expect_err("nothing fits");
     let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     let request = tonic_health::pb::HealthCheckRequest { service: "test.v1.Echo".into() };

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use crate::deadlines::raw;
 use crate::echo::SAY;
 use crate::observed::observed;
-use crate::world::{Plan, World, reason, say};
+use crate::world::{World, WorldOptions, reason, say};
 
 const BUDGET_BYTES: usize = 100_000;
 
@@ -24,8 +24,8 @@ pub(crate) async fn world(service: &'static str) -> World {
 
 pub(crate) async fn world_with(service: &'static str, budget_bytes: usize) -> World {
     observed();
-    let plan = Plan { memory_budget_bytes: Some(budget_bytes), ..Plan::default() };
-    World::altered(plan, |config| config.service = service).await
+    let options = WorldOptions { memory_budget_bytes: Some(budget_bytes), ..WorldOptions::default() };
+    World::altered(options, |config| config.service = service).await
 }
 
 pub(crate) fn held(service: &str, instrument: &str) -> u64 {
@@ -231,7 +231,7 @@ async fn unread_responses_stay_within_the_budget_and_release_it() {
     }
     let reserved = held("unread", "mesh.server.memory.reserved");
     assert!((36_000..37_000).contains(&reserved), "{reserved}");
-    assert_eq!(world.begun(), 2, "beyond its share, a caller is rejected before the handler");
+    assert_eq!(world.handlers_started(), 2, "beyond its share, a caller is rejected before the handler");
     let other = world.service("order", crate::world::MESH_SECRET);
     assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others get memory").len(), 9_000);
     // A reset releases it.
@@ -268,7 +268,7 @@ async fn headers_beyond_http2s_own_limit_end_the_stream_but_not_the_server() {
         assert_eq!(response.status(), http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     others_are_served(&world).await;
-    assert_eq!(world.begun(), 1, "only the others'");
+    assert_eq!(world.handlers_started(), 1, "only the others'");
     connection.abort();
 }
 
@@ -326,7 +326,7 @@ async fn malformed_input_gets_the_right_code_and_the_next_call_works() {
 #[tokio::test]
 async fn a_connection_over_the_limit_is_closed() {
     observed();
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         (config.service, config.max_connections) = ("crowded", 1);
     })
     .await;

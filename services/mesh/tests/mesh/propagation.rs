@@ -8,7 +8,7 @@ use tonic::{Code, Request};
 
 use crate::echo::{POLICIES, READ, SAY, SERVICE};
 use crate::observed::observed;
-use crate::world::{MESH_SECRET, Plan, World, call, channel, say, with_metadata};
+use crate::world::{MESH_SECRET, World, WorldOptions, call, channel, say, with_metadata};
 
 const STATE: &str = "vendor=abc123,tenant@other=x y";
 
@@ -30,9 +30,10 @@ fn within(text: &str, number: u32, flags: &str, states: &[&str]) -> Request<Stri
 /// Two servers that trust their clients' trace context; the first one forwards calls to the second one.
 async fn two_hops() -> (World, World) {
     observed();
-    let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
-    let plan = Plan { next: Some(second.anonymous()), trust_client_trace_context: true, ..Plan::default() };
-    (World::with(plan).await, second)
+    let second = World::with(WorldOptions { trust_client_trace_context: true, ..WorldOptions::default() }).await;
+    let options =
+        WorldOptions { next: Some(second.anonymous()), trust_client_trace_context: true, ..WorldOptions::default() };
+    (World::with(options).await, second)
 }
 
 /// The `tracestate` that the second server receives.
@@ -78,8 +79,8 @@ async fn a_malformed_tracestate_is_dropped_and_the_trace_is_continued() {
 #[tokio::test]
 async fn an_untrusted_clients_tracestate_is_not_forwarded_and_a_services_is() {
     observed();
-    let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
-    let first = World::with(Plan { next: Some(second.anonymous()), ..Plan::default() }).await;
+    let second = World::with(WorldOptions { trust_client_trace_context: true, ..WorldOptions::default() }).await;
+    let first = World::with(WorldOptions { next: Some(second.anonymous()), ..WorldOptions::default() }).await;
     let request = within("forward tracestate", 7, "01", &[STATE]);
     assert_eq!(call(&first.anonymous(), SAY, request).await.expect("answered").into_inner(), "");
     assert_eq!(observed().spans_linked_to(&trace_id(7)).len(), 1, "linked");
@@ -91,18 +92,18 @@ async fn an_untrusted_clients_tracestate_is_not_forwarded_and_a_services_is() {
 #[tokio::test]
 async fn every_attempt_of_a_call_has_the_tracestate() {
     observed();
-    let plan = || Plan { trust_client_trace_context: true, ..Plan::default() };
-    let (failing, answering) = (World::with(plan()).await, World::with(plan()).await);
+    let options = || WorldOptions { trust_client_trace_context: true, ..WorldOptions::default() };
+    let (failing, answering) = (World::with(options()).await, World::with(options()).await);
     failing.answer_with(Code::Unavailable);
     let to = channel(vec![failing.address.to_string(), answering.address.to_string()], Credentials::None);
-    let first = World::with(Plan { next: Some(to), ..plan() }).await;
+    let first = World::with(WorldOptions { next: Some(to), ..options() }).await;
     // Until a call begins on the failing instance, which may not be connected yet, and is retried. The numbers are far
     // from the other tests', however many calls that takes.
     for number in 0x1000_0000.. {
         let request = within("forward read tracestate", number, "01", &[STATE]);
         let seen = call(&first.anonymous(), READ, request).await.expect("answered by the other instance").into_inner();
         assert_eq!(seen, STATE);
-        if failing.begun() > 0 {
+        if failing.handlers_started() > 0 {
             let spans = observed().spans_of(&trace_id(number));
             let of_attempts = spans.iter().filter(|span| span.name.starts_with("Attempt.")).map(state_of);
             assert_eq!(of_attempts.collect::<Vec<_>>(), [STATE; 2]);
@@ -120,12 +121,14 @@ async fn a_call_outside_of_every_trace_has_no_tracestate() {
 /// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
 async fn with_propagation(propagation: Propagation, is_mesh_service: bool, number: u32) -> [String; 3] {
     observed();
-    let plan = || Plan { trust_client_trace_context: true, propagation, ..Plan::default() };
-    let second = World::with(plan()).await;
+    let options = || WorldOptions { trust_client_trace_context: true, propagation, ..WorldOptions::default() };
+    let second = World::with(options()).await;
     let config = ClientConfig::new("test", vec![second.address.to_string()], POLICIES);
-    let first =
-        World::with(Plan { next: Some(client(ClientConfig { propagation, is_mesh_service, ..config })), ..plan() })
-            .await;
+    let first = World::with(WorldOptions {
+        next: Some(client(ClientConfig { propagation, is_mesh_service, ..config })),
+        ..options()
+    })
+    .await;
     let mut seen = [const { String::new() }; 3];
     for (name, seen) in ["traceparent", "tracestate", "baggage"].into_iter().zip(&mut seen) {
         let mut request = within(&format!("forward {name}"), number, "01", &[STATE]);
@@ -157,7 +160,7 @@ async fn the_configured_headers_are_propagated_and_no_others() {
 #[tokio::test]
 async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
     observed();
-    let world = World::with(Plan { propagation: Propagation::NONE, ..Plan::default() }).await;
+    let world = World::with(WorldOptions { propagation: Propagation::NONE, ..WorldOptions::default() }).await;
     let span_ref = call(&world.anonymous(), SAY, within("span", 0x83, "01", &[])).await.expect("answered").into_inner();
     assert!(!span_ref.contains(&trace_id(0x83)), "{span_ref}");
     assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 1, "it still has a span");

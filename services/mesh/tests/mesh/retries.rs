@@ -10,7 +10,7 @@ use tonic::{Code, Request};
 
 use crate::echo::{READ, SAY};
 use crate::observed::{attribute, observed};
-use crate::world::{Plan, World, call, channel, reason, say};
+use crate::world::{World, WorldOptions, call, channel, reason, say};
 
 /// Reads every request, and resets its stream.
 async fn resetting(reset: Reason) -> SocketAddr {
@@ -49,21 +49,21 @@ async fn a_stream_with_another_error_may_have_been_served_and_is_not_retried() {
         let channel = channel(vec![breaking.to_string(), world.address.to_string()], Credentials::None);
         broken += usize::from(say(&channel, SAY, "hello").await.is_err());
     }
-    assert_eq!(broken + world.begun(), 20, "each was sent once");
+    assert_eq!(broken + world.handlers_started(), 20, "each was sent once");
     assert!(broken > 0, "control: some calls went to the failing instance");
 }
 
 #[tokio::test]
 async fn a_retried_call_has_a_span_for_each_attempt_and_other_calls_have_none() {
     observed();
-    let plan = || Plan { trust_client_trace_context: true, ..Plan::default() };
-    let (first, second) = (World::with(plan()).await, World::with(plan()).await);
+    let options = || WorldOptions { trust_client_trace_context: true, ..WorldOptions::default() };
+    let (first, second) = (World::with(options()).await, World::with(options()).await);
     first.answer_with(Code::Unavailable);
     let to = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
     // Until a call begins on the failing instance.
     let span_ref = loop {
         let span_ref = say(&to, READ, "span").await.expect("answered by the second");
-        if first.begun() > 0 {
+        if first.handlers_started() > 0 {
             break span_ref;
         }
         assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 2, "client and server");
@@ -101,16 +101,16 @@ async fn a_call_that_is_itself_a_retry_is_not_retried_further_on() {
     let last = World::new().await;
     last.answer_with(Code::Unavailable);
     let next = channel(vec![last.address.to_string()], Credentials::None);
-    let first = World::with(Plan { next: Some(next), ..Plan::default() }).await;
-    let mut begun = 0;
+    let first = World::with(WorldOptions { next: Some(next), ..WorldOptions::default() }).await;
+    let mut before = 0;
     for (is_retry, expected) in [(true, 1), (false, 3)] {
         let mut request = Request::new("forward read hello".to_owned());
         if is_retry {
             request.metadata_mut().insert("grpc-previous-rpc-attempts", "1".parse().expect("a value"));
         }
         call(&first.anonymous(), SAY, request).await.expect_err("no instance serves it");
-        assert_eq!(last.begun() - begun, expected, "is a retry: {is_retry}");
-        begun = last.begun();
+        assert_eq!(last.handlers_started() - before, expected, "is a retry: {is_retry}");
+        before = last.handlers_started();
     }
 }
 
@@ -119,7 +119,7 @@ async fn attempts_retries_and_instances_are_counted() {
     observed();
     // Of no other test: a free port of 127.0.0.1 may be one to which another test's client still connects.
     let address = SocketAddr::from(([127, 0, 0, 3], 0));
-    let world = World::with(Plan { address, ..Plan::default() }).await;
+    let world = World::with(WorldOptions { address, ..WorldOptions::default() }).await;
     let port = format!("server.port={}", world.address.port());
     let here = ["mesh.target=test", "server.address=127.0.0.3", port.as_str()];
     let channel = world.anonymous();

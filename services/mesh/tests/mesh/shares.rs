@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::echo::{OPERATOR, SAY, STREAM};
 use crate::misbehaving::{held, others_are_served, refusals, until};
 use crate::observed::observed;
-use crate::world::{MESH_SECRET, Plan, World, call, reason, say, with_metadata};
+use crate::world::{MESH_SECRET, World, WorldOptions, call, reason, say, with_metadata};
 
 /// More than the permits.
 const MANY: usize = 600;
@@ -21,7 +21,7 @@ const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 async fn world(service: &'static str, alter: impl FnOnce(&mut mesh::ServerConfig)) -> World {
     observed();
-    World::altered(Plan::default(), |config| {
+    World::altered(WorldOptions::default(), |config| {
         config.service = service;
         alter(config);
     })
@@ -106,7 +106,7 @@ async fn unread_responses_hold_no_permit() {
         let (response, _stream) = send(&sender, SAY, Some(b"\0\0\0\0\x04\x0a\x02hi"), &[]).await;
         answers.push(body(response).await);
     }
-    assert_eq!(world.begun(), MANY, "each has been served");
+    assert_eq!(world.handlers_started(), MANY, "each has been served");
     for _ in 0..20 {
         others_are_served(&world).await;
     }

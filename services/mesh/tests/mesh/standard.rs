@@ -17,7 +17,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 use crate::deadlines::raw;
 use crate::echo::{CUSTOMER, SAY, UNLISTED};
 use crate::misbehaving::{BEGINNING, block, frame, refusals};
-use crate::world::{Plan, World, reason};
+use crate::world::{World, WorldOptions, reason};
 
 /// A FileDescriptorSet of one file, other.proto, with the service other.v1.Other.
 const OTHER: &[u8] = b"\x0a\x20\x0a\x0bother.proto\x12\x08other.v1\x32\x07\x0a\x05Other";
@@ -25,7 +25,7 @@ const OTHER: &[u8] = b"\x0a\x20\x0a\x0bother.proto\x12\x08other.v1\x32\x07\x0a\x
 #[tokio::test]
 async fn disabled_reflection_is_unimplemented_and_everything_else_is_served() {
     use v1::server_reflection_request::MessageRequest;
-    let world = World::altered(Plan::default(), |config| config.reflection = false).await;
+    let world = World::altered(WorldOptions::default(), |config| config.reflection = false).await;
     let list = v1::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
@@ -40,7 +40,7 @@ async fn disabled_reflection_is_unimplemented_and_everything_else_is_served() {
 
 #[tokio::test]
 async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
-    let world = World::altered(Plan::default(), |config| config.descriptors = &[OTHER]).await;
+    let world = World::altered(WorldOptions::default(), |config| config.descriptors = &[OTHER]).await;
     let expected = [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
@@ -80,13 +80,13 @@ async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
 
 #[tokio::test]
 async fn a_service_that_is_not_served_here_is_unimplemented_for_any_caller() {
-    let elsewhere = World::altered(Plan::default(), |config| config.services = vec!["other.v1.Other"]).await;
+    let elsewhere = World::altered(WorldOptions::default(), |config| config.services = vec!["other.v1.Other"]).await;
     let here = World::new().await;
     for path in [CUSTOMER, SAY] {
         let response = raw::send(elsewhere.address, raw::unary(path, "hello", &[])).await;
         assert_eq!((response.code(), reason(&response).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
     }
-    assert_eq!(elsewhere.begun(), 0);
+    assert_eq!(elsewhere.handlers_started(), 0);
     let response = raw::send(here.address, raw::unary(CUSTOMER, "hello", &[])).await;
     assert_eq!(response.code(), Code::Unauthenticated, "control");
 }
@@ -111,7 +111,7 @@ async fn a_watch_of_an_unknown_service_reports_that_and_stays_open_until_the_goa
 #[tokio::test]
 async fn requests_that_are_not_grpc_are_rejected_with_http_statuses_and_counted() {
     crate::observed::observed();
-    let world = World::altered(Plan::default(), |config| config.service = "not-grpc").await;
+    let world = World::altered(WorldOptions::default(), |config| config.service = "not-grpc").await;
     let stream = TcpStream::connect(world.address).await.expect("connects");
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
@@ -134,7 +134,7 @@ async fn requests_that_are_not_grpc_are_rejected_with_http_statuses_and_counted(
     let (head, text) = ask("GET", SAY, "application/grpc", 0).await;
     assert_eq!((head.status, text.len()), (http::StatusCode::METHOD_NOT_ALLOWED, 0));
     assert_eq!(head.headers["allow"], "POST");
-    assert_eq!((refusals("not-grpc", "not_grpc"), world.begun()), (4, 0));
+    assert_eq!((refusals("not-grpc", "not_grpc"), world.handlers_started()), (4, 0));
     let (head, _) = ask("POST", SAY, "application/grpc+proto; x=y", 0).await;
     assert_eq!(head.status, http::StatusCode::OK, "control: it is gRPC, though not a request");
     connection.abort();
@@ -154,12 +154,12 @@ async fn a_compressed_request_is_rejected_with_the_accepted_encodings() {
         let status = tonic::Status::from_header_map(&head.headers).expect("a status");
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unimplemented, "COMPRESSION_NOT_SUPPORTED"));
     }
-    assert_eq!(world.begun(), 0);
+    assert_eq!(world.handlers_started(), 0);
     connection.abort();
 }
 
 /// The types and flags of stream 1's frames, up to the ping's response.
-async fn frames_of_the_answer(stream: &mut TcpStream) -> Vec<(u8, u8)> {
+async fn frames_of_the_response(stream: &mut TcpStream) -> Vec<(u8, u8)> {
     const PING: u8 = 6;
     stream.write_all(&frame(PING, 0, 0, b"the last")).await.expect("written");
     let mut frames = vec![];
@@ -180,7 +180,7 @@ async fn frames_of_the_answer(stream: &mut TcpStream) -> Vec<(u8, u8)> {
 async fn an_error_before_the_request_is_read_does_not_reset_its_stream() {
     const HEADERS: u8 = 1;
     const END_STREAM: u8 = 1;
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         config.max_message_bytes = 1_000;
         config.rate_limits = vec![(crate::echo::READ, mesh::Quota { calls: 1, per: Duration::from_secs(86_400) })];
     })
@@ -204,13 +204,13 @@ async fn an_error_before_the_request_is_read_does_not_reset_its_stream() {
         // A message whose length exceeds the limit, and is still being sent.
         let message = [&[0, 0, 1, 0, 0][..], &[7; 10_000]].concat();
         stream.write_all(&frame(0, 0, 1, &message)).await.expect("written");
-        let before = frames_of_the_answer(&mut stream).await;
+        let before = frames_of_the_response(&mut stream).await;
         stream.write_all(&frame(0, END_STREAM, 1, &[7; 10_000])).await.expect("written");
         let mut frames = before;
         while !frames.iter().any(|(_, flags)| flags & END_STREAM != 0) {
-            frames.extend(frames_of_the_answer(&mut stream).await);
+            frames.extend(frames_of_the_response(&mut stream).await);
         }
-        frames.extend(frames_of_the_answer(&mut stream).await);
+        frames.extend(frames_of_the_response(&mut stream).await);
         // WINDOW_UPDATE is not part of the response.
         frames.retain(|(kind, _)| *kind != 8);
         assert_eq!(frames, [(HEADERS, 4 | END_STREAM)], "{path} {headers:?}");

@@ -13,7 +13,7 @@ use tonic_prost::ProstCodec;
 use crate::deadlines::raw;
 use crate::echo::{CUSTOMER, POLICIES, SAY, SERVICE, STREAM};
 use crate::observed::{attribute, observed};
-use crate::world::{Events, MESH_SECRET, Plan, World, call, dead_address, say};
+use crate::world::{Events, MESH_SECRET, World, WorldOptions, call, dead_address, say};
 
 /// A trace of the test's own.
 fn traceparent(number: u8) -> (String, String) {
@@ -23,7 +23,7 @@ fn traceparent(number: u8) -> (String, String) {
 
 async fn trusting() -> World {
     observed();
-    World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await
+    World::with(WorldOptions { trust_client_trace_context: true, ..WorldOptions::default() }).await
 }
 
 /// The server's span of a call by a client without the mesh. The trace must be unique to the test.
@@ -125,8 +125,12 @@ async fn a_clients_span_is_the_servers_parent() {
 async fn every_error_is_an_error_of_the_client_span() {
     let world = trusting().await;
     // The server's operation is a child of the client's: found by the trace of the forwarded call.
-    let first =
-        World::with(Plan { next: Some(world.anonymous()), trust_client_trace_context: true, ..Plan::default() }).await;
+    let first = World::with(WorldOptions {
+        next: Some(world.anonymous()),
+        trust_client_trace_context: true,
+        ..WorldOptions::default()
+    })
+    .await;
     let (trace_id, header) = traceparent(9);
     raw::send(first.address, raw::unary(SAY, "forward reject", &[("traceparent", &header)])).await;
     let spans = observed().spans_of(&trace_id);
@@ -203,7 +207,7 @@ async fn a_slow_handlers_span_has_the_status_deadline_exceeded() {
 }
 
 #[tokio::test]
-async fn a_client_call_is_an_event_only_if_it_got_no_answer() {
+async fn a_client_call_is_an_event_only_if_it_got_no_response() {
     let world = World::new().await;
     let events = Arc::new(Events::default());
     let channel = |address: String| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use certs::{Authority, Issued, Names, Validity};
+use certs::{CertificateAuthority, Issued, Names, Validity};
 use http_body_util::Full;
 use kernel::{Clock, SystemClock, Timestamp};
 use mesh::tls::{ClientTls, Files, Identity, Trust};
@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use crate::deadlines::raw;
 use crate::echo::{SAY, SERVICE};
 use crate::observed::observed;
-use crate::world::{MESH_SECRET, Plan, World, reason};
+use crate::world::{MESH_SECRET, World, WorldOptions, reason};
 
 /// The connection lives as long as its sender.
 type Connection =
@@ -32,16 +32,16 @@ fn today() -> Validity {
     Validity::from(SystemClock.now(), DAY)
 }
 
-/// A directory with the files of identities, and the authority that signs them.
+/// A directory with the files of identities, and the CA that signs them.
 struct Platform {
     directory: TempDir,
-    authority: Authority,
+    ca: CertificateAuthority,
 }
 
 impl Platform {
     fn new() -> Self {
-        let authority = Authority::new(DOMAIN, today()).expect("an authority");
-        Self { directory: tempfile::tempdir().expect("a directory"), authority }
+        let ca = CertificateAuthority::new(DOMAIN, today()).expect("a CA");
+        Self { directory: tempfile::tempdir().expect("a directory"), ca }
     }
 
     fn files(&self, name: &str) -> Files {
@@ -58,12 +58,12 @@ impl Platform {
     }
 
     fn issue(&self, names: &Names, validity: Validity) -> Issued {
-        self.authority.issue(names, validity).expect("issued")
+        self.ca.issue(names, validity).expect("issued")
     }
 
     fn roots(&self) -> rustls::RootCertStore {
         let mut roots = rustls::RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).expect("a root");
+        let root = CertificateDer::from_pem_slice(self.ca.certificate_pem().as_bytes()).expect("a root");
         roots.add(root).expect("added");
         roots
     }
@@ -75,12 +75,12 @@ impl Platform {
 
     fn named(&self, file: &str, names: &Names) -> Identity {
         let issued = self.issue(names, today());
-        load(self.write(file, &issued, self.authority.certificate_pem())).expect("loaded")
+        load(self.write(file, &issued, self.ca.certificate_pem())).expect("loaded")
     }
 
     async fn server(&self, service: &str) -> World {
         let tls = self.identity(service).server();
-        World::altered(Plan::default(), |config| config.tls = Some(tls)).await
+        World::altered(WorldOptions::default(), |config| config.tls = Some(tls)).await
     }
 }
 
@@ -105,7 +105,7 @@ async fn send(world: &World, tls: &ClientTls, request: http::Request<Full<Bytes>
     Ok(raw::send_over(tls.connect(tcp(world).await).await?, request).await)
 }
 
-async fn begun(world: &World, platform: &Platform, issued: &Issued) -> io::Result<Connection> {
+async fn connect_with(world: &World, platform: &Platform, issued: &Issued) -> io::Result<Connection> {
     let (chain, key) = pair(issued);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -124,7 +124,7 @@ async fn begun(world: &World, platform: &Platform, issued: &Issued) -> io::Resul
 /// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: the first read
 /// reveals whether the server accepted it.
 async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Result<()> {
-    let (_sender, mut connection) = begun(world, platform, issued).await?;
+    let (_sender, mut connection) = connect_with(world, platform, issued).await?;
     let mut pings = connection.ping_pong().expect("the first");
     let connection = tokio::spawn(connection);
     let answered = pings.ping(h2::Ping::opaque()).await.map(drop).map_err(io::Error::other);
@@ -173,7 +173,7 @@ async fn an_invalid_client_certificate_is_rejected_and_the_next_client_is_served
     observed();
     let platform = Platform::new();
     let tls = platform.identity("order").server();
-    let world = World::altered(Plan::default(), |config| {
+    let world = World::altered(WorldOptions::default(), |config| {
         (config.service, config.tls) = ("bad-certificates", Some(tls));
     })
     .await;
@@ -181,7 +181,7 @@ async fn an_invalid_client_certificate_is_rejected_and_the_next_client_is_served
     let long_ago = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     let to_come = Validity { begins: SystemClock.now().plus(DAY), ends: SystemClock.now().plus(2 * DAY) };
     let uris = |uris: &[&str]| Names { uris: uris.iter().map(|uri| (*uri).to_owned()).collect(), ..ours.clone() };
-    let other = Authority::new(DOMAIN, today()).expect("another authority of the same name");
+    let other = CertificateAuthority::new(DOMAIN, today()).expect("another CA of the same name");
     #[rustfmt::skip]
     let table = [
         ("a good one",          platform.issue(&ours, today()), true),
@@ -224,7 +224,7 @@ async fn a_client_rejects_a_server_that_is_not_its_target() {
     assert!(wrong_name.contains("not valid for name"), "{wrong_name}");
     let anonymous = Platform::new().identity("payment");
     let wrong_root = rejected(anonymous.client("order")).await;
-    // An authority of the same name with another key.
+    // A CA of the same name with another key.
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
 
@@ -300,14 +300,14 @@ async fn a_client_rejects_a_server_without_a_platform_name() {
 #[test]
 fn an_identity_that_peers_would_reject_is_not_loaded() {
     let platform = Platform::new();
-    let root = platform.authority.certificate_pem();
+    let root = platform.ca.certificate_pem();
     let ours = Names::of_service(DOMAIN, "order");
     let good = platform.issue(&ours, today());
     let error = |files: Files| format!("{:?}", load(files).expect_err("rejected"));
     assert!(error(platform.files("nowhere")).contains("NotFound"));
     let expired = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     assert!(error(platform.write("expired", &platform.issue(&ours, expired), root)).contains("Expired"));
-    let other = Authority::new(DOMAIN, today()).expect("another");
+    let other = CertificateAuthority::new(DOMAIN, today()).expect("another");
     assert!(error(platform.write("other", &good, other.certificate_pem())).contains("BadSignature"));
     let mixed = Issued { key_pem: platform.issue(&ours, today()).key_pem, ..good.clone() };
     assert!(error(platform.write("mixed", &mixed, root)).contains("InconsistentKeys"));
@@ -320,14 +320,14 @@ fn an_identity_that_peers_would_reject_is_not_loaded() {
 async fn certificate_key_and_roots_are_renewed_together_and_the_old_ones_are_kept_on_error() {
     let mut platform = Platform::new();
     let server = platform.identity("order");
-    let world = World::altered(Plan::default(), |config| config.tls = Some(server.server())).await;
+    let world = World::altered(WorldOptions::default(), |config| config.tls = Some(server.server())).await;
     let shutdown = tokio_util::sync::CancellationToken::new();
     tokio::spawn(server.clone().follow(Duration::from_millis(1), shutdown.clone()));
     let old = platform.identity("payment").client("order");
     send(&world, &old, request(SAY, "hello")).await.expect("the old root");
 
-    // A new authority, and only some of its files: the key does not match.
-    platform.authority = Authority::new(DOMAIN, today()).expect("a new authority");
+    // A new CA, and only some of its files: the key does not match.
+    platform.ca = CertificateAuthority::new(DOMAIN, today()).expect("a new CA");
     let renewed = platform.issue(&Names::of_service(DOMAIN, "order"), today());
     let files = platform.files("order");
     std::fs::write(&files.certificate, &renewed.certificate_pem).expect("written");
@@ -335,7 +335,7 @@ async fn certificate_key_and_roots_are_renewed_together_and_the_old_ones_are_kep
         send(&world, &old, request(SAY, "hello")).await.expect("the old ones are kept");
     }
     // And now the rest.
-    platform.write("order", &renewed, platform.authority.certificate_pem());
+    platform.write("order", &renewed, platform.ca.certificate_pem());
     let new = platform.identity("payment").client("order");
     // Waits for the reload, however long it takes.
     let taken = async { while send(&world, &new, request(SAY, "hello")).await.is_err() {} };
@@ -368,11 +368,12 @@ async fn a_connection_ends_when_its_peers_certificate_expires() {
     observed();
     let platform = Platform::new();
     let tls = platform.identity("order").server();
-    let world = World::altered(Plan::default(), |config| (config.service, config.tls) = ("expiring", Some(tls))).await;
+    let world =
+        World::altered(WorldOptions::default(), |config| (config.service, config.tls) = ("expiring", Some(tls))).await;
     let names = Names::of_service(DOMAIN, "data");
     let soon = platform.issue(&names, Validity::from(SystemClock.now(), Duration::from_secs(2)));
-    let (_sender, connection) = begun(&world, &platform, &soon).await.expect("still valid");
-    let (_other, later) = begun(&world, &platform, &platform.issue(&names, today())).await.expect("valid");
+    let (_sender, connection) = connect_with(&world, &platform, &soon).await.expect("still valid");
+    let (_other, later) = connect_with(&world, &platform, &platform.issue(&names, today())).await.expect("valid");
     let later = tokio::spawn(later);
     let ended = tokio::time::timeout(Duration::from_secs(60), connection).await.expect("closed");
     assert!(ended.is_ok() || ended.is_err_and(|error| error.is_go_away() || error.is_io()), "GOAWAY");

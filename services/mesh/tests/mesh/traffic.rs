@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::echo::{OPERATOR, POLICIES, READ, SAY, SERVICE};
 use crate::identity::{claims, signed};
 use crate::observed::{attribute, observed};
-use crate::world::{KEY_ID, MESH_SECRET, Plan, World, call, reason, say, with_metadata};
+use crate::world::{KEY_ID, MESH_SECRET, World, WorldOptions, call, reason, say, with_metadata};
 
 /// Longer than anything takes.
 const GUARD: Duration = Duration::from_secs(20);
@@ -58,7 +58,7 @@ async fn an_injected_fault_fails_the_call_without_a_retry_and_is_marked_on_event
     let mut tap = monitor.tap(TapFilter::default()).expect("a tap");
     let status = say(&channel, READ, "hello").await.expect_err("a fault");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "INJECTED_FAULT"));
-    assert_eq!(world.begun(), 0, "it is not sent, and not retried");
+    assert_eq!(world.handlers_started(), 0, "it is not sent, and not retried");
     let tapped = next(&mut tap).await;
     assert_eq!((tapped.code, tapped.reason.as_str()), (Code::Unavailable, "INJECTED_FAULT"));
     let ended = events.take().pop().expect("an event");
@@ -74,8 +74,8 @@ async fn a_rule_with_a_header_applies_to_the_calls_of_an_operators_call_that_has
         "- matches: [{ method: { service: test.v1.Echo, method: Say }, headers: [{ name: x-test, value: slow }] }]\n  ordermesh: { fault: { percent: 100, code: DATA_LOSS } }\n",
     );
     let forward = channel(&behind, traffic.clone(), Monitor::new("test"));
-    let plan = Plan { next: Some(forward), ..Plan::default() };
-    let world = World::altered(plan, |config| config.traffic = traffic).await;
+    let options = WorldOptions { next: Some(forward), ..WorldOptions::default() };
+    let world = World::altered(options, |config| config.traffic = traffic).await;
     let bearer = |role: &str| format!("Bearer {}", signed(&claims(role), KEY_ID));
     let (operator, customer) = (bearer("operator"), bearer("customer"));
     let send = async |path, token: &str, value: &str| {
@@ -95,7 +95,8 @@ async fn audited_callers_are_counted_and_tapped_and_none_is_denied() {
     );
     let monitor = Monitor::new("test");
     let observed = monitor.clone();
-    let world = World::altered(Plan::default(), |config| (config.traffic, config.monitor) = (traffic, observed)).await;
+    let world =
+        World::altered(WorldOptions::default(), |config| (config.traffic, config.monitor) = (traffic, observed)).await;
     let mut tap = monitor.tap(TapFilter { side: Some(TapSide::Server), ..TapFilter::default() }).expect("a tap");
     let customer = format!("Bearer {}", signed(&claims("customer"), KEY_ID));
     let mut seen = Vec::new();
@@ -122,7 +123,7 @@ async fn audited_callers_are_counted_and_tapped_and_none_is_denied() {
 async fn a_cancelled_call_and_a_denied_one_are_counted_under_their_callers() {
     let monitor = Monitor::new("test");
     let observed = monitor.clone();
-    let world = World::altered(Plan::default(), |config| config.monitor = observed).await;
+    let world = World::altered(WorldOptions::default(), |config| config.monitor = observed).await;
     let mut tap = monitor.tap(TapFilter::default()).expect("a tap");
     let customer = format!("Bearer {}", signed(&claims("customer"), KEY_ID));
     let denied = with_metadata("hello", &[("authorization", &customer)]);
@@ -176,7 +177,7 @@ async fn a_call_is_tapped_with_its_attempts_and_the_instance_that_responded() {
 async fn split(own_store: Option<&str>, canary_store: Option<&str>) -> (World, World, Channel) {
     let with = |store: Option<&str>| {
         let store = store.map(str::to_owned);
-        World::altered(Plan::default(), move |config| config.store_id = store)
+        World::altered(WorldOptions::default(), move |config| config.store_id = store)
     };
     let (own, canary) = (with(own_store).await, with(canary_store).await);
     let traffic = TrafficPolicy::new(POLICIES, false);
@@ -194,23 +195,23 @@ async fn split(own_store: Option<&str>, canary_store: Option<&str>) -> (World, W
 async fn calls_go_to_a_canary_with_the_same_store_and_back_when_it_ends() {
     let (own, canary, channel) = split(Some("one"), Some("one")).await;
     let until_canary = async {
-        while canary.begun() == 0 {
+        while canary.handlers_started() == 0 {
             say(&channel, READ, "hello").await.expect("one of them responds");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(GUARD, until_canary).await.expect("once its store is known");
-    let (before, of_canary) = (own.begun(), canary.begun());
+    let (before, of_canary) = (own.handlers_started(), canary.handlers_started());
     for _ in 0..20 {
         say(&channel, SAY, "hello").await.expect("the canary responds");
     }
-    assert_eq!((own.begun() - before, canary.begun() - of_canary), (0, 20));
+    assert_eq!((own.handlers_started() - before, canary.handlers_started() - of_canary), (0, 20));
     canary.shutdown.cancel();
     canary.served.await.expect("it ends").expect("served");
     for _ in 0..20 {
         say(&channel, READ, "hello").await.expect("the service's own instance responds");
     }
-    assert_eq!(own.begun() - before, 20);
+    assert_eq!(own.handlers_started() - before, 20);
 }
 
 #[tokio::test]
@@ -222,8 +223,8 @@ async fn a_canary_with_another_store_or_none_gets_no_calls() {
         while tokio::time::Instant::now() < end {
             say(&channel, READ, "hello").await.expect("the service's own instance responds");
         }
-        assert_eq!(canary.begun(), 0, "{stores:?}");
-        assert!(own.begun() > 10);
+        assert_eq!(canary.handlers_started(), 0, "{stores:?}");
+        assert!(own.handlers_started() > 10);
     }
 }
 
@@ -234,7 +235,7 @@ async fn a_mirrored_call_has_a_marked_span_and_no_event_and_what_it_calls_is_mar
     let secret = || Credentials::MeshSecret { service: "order".into(), secret: SharedSecret::new(MESH_SECRET) };
     let further = ClientConfig::new("test", vec![behind.address.to_string()], POLICIES);
     let further = client(ClientConfig { credentials: secret(), is_mesh_service: true, ..further });
-    let shadow = World::with(Plan { next: Some(further), ..Plan::default() }).await;
+    let shadow = World::with(WorldOptions { next: Some(further), ..WorldOptions::default() }).await;
     let traffic = TrafficPolicy::new(POLICIES, false);
     let text = format!(
         "targets: {{ shadow: '{}' }}\nrules:\n- matches: [{{ method: {{ service: test.v1.Echo, method: Read }} }}]\n  \
@@ -252,7 +253,7 @@ async fn a_mirrored_call_has_a_marked_span_and_no_event_and_what_it_calls_is_mar
     tapped.sort_by_key(|call| call.target);
     let [of_shadow, of_own] = &tapped;
     assert_eq!((of_shadow.target, of_shadow.code, of_own.target, of_own.code), ("shadow", Code::Ok, "test", Code::Ok));
-    assert_eq!((own.begun(), shadow.begun(), behind.begun()), (1, 1, 1));
+    assert_eq!((own.handlers_started(), shadow.handlers_started(), behind.handlers_started()), (1, 1, 1));
     assert_eq!(own.events.take().len(), 1);
     assert_eq!((shadow.events.take().len(), behind.events.take().len()), (0, 0));
     let spans = observed().spans_of(&of_own.trace_id);
@@ -276,7 +277,7 @@ async fn a_callers_own_mark_of_a_mirrored_call_does_not_count() {
 async fn a_store_is_shown_to_mesh_services_only() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
-    let world = World::altered(Plan::default(), |config| config.store_id = Some("one".into())).await;
+    let world = World::altered(WorldOptions::default(), |config| config.store_id = Some("one".into())).await;
     let shown = async |channel: Channel| {
         let response = HealthClient::new(channel).check(HealthCheckRequest::default()).await.expect("healthy");
         response.metadata().get("x-ordermesh-store").map(|store| store.to_str().expect("ASCII").to_owned())

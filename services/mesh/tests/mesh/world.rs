@@ -73,8 +73,8 @@ impl KeySource for Keys {
     }
 }
 
-/// A test's options.
-pub(crate) struct Plan {
+/// The options of a test's server.
+pub(crate) struct WorldOptions {
     pub(crate) address: SocketAddr,
     pub(crate) next: Option<Channel>,
     pub(crate) keys: Arc<Keys>,
@@ -85,7 +85,7 @@ pub(crate) struct Plan {
     pub(crate) drain_timeout: Duration,
 }
 
-impl Default for Plan {
+impl Default for WorldOptions {
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -112,31 +112,31 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::with(Plan::default()).await
+        Self::with(WorldOptions::default()).await
     }
 
-    pub(crate) async fn with(plan: Plan) -> Self {
-        Self::altered(plan, |_| {}).await
+    pub(crate) async fn with(options: WorldOptions) -> Self {
+        Self::altered(options, |_| {}).await
     }
 
     /// With a configuration that the test changes.
-    pub(crate) async fn altered(plan: Plan, alter: impl FnOnce(&mut ServerConfig)) -> Self {
-        let (echo, events) = (Echo::new(plan.next), Arc::new(Events::default()));
-        let listener = TcpListener::bind(plan.address).await.expect("a port");
+    pub(crate) async fn altered(options: WorldOptions, alter: impl FnOnce(&mut ServerConfig)) -> Self {
+        let (echo, events) = (Echo::new(options.next), Arc::new(Events::default()));
+        let listener = TcpListener::bind(options.address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(true);
         let shutdown = CancellationToken::new();
         let authorizer = Authorizer::new(POLICIES)
-            .with_tokens(plan.keys, ISSUER, AUDIENCE)
+            .with_tokens(options.keys, ISSUER, AUDIENCE)
             .with_mesh_secret(SharedSecret::new(MESH_SECRET));
         let mut config = ServerConfig {
             events: Some(events.clone()),
             services: vec!["test.v1.Echo"],
-            memory_budget_bytes: plan.memory_budget_bytes,
-            max_message_bytes: plan.max_message_bytes,
-            trust_client_trace_context: plan.trust_client_trace_context,
-            propagation: plan.propagation,
-            drain_timeout: plan.drain_timeout,
+            memory_budget_bytes: options.memory_budget_bytes,
+            max_message_bytes: options.max_message_bytes,
+            trust_client_trace_context: options.trust_client_trace_context,
+            propagation: options.propagation,
+            drain_timeout: options.drain_timeout,
             ..ServerConfig::new("test", POLICIES, authorizer)
         };
         alter(&mut config);
@@ -159,8 +159,8 @@ impl World {
         self.echo.failing.store(code as i32, Ordering::SeqCst);
     }
 
-    pub(crate) fn begun(&self) -> usize {
-        self.echo.begun.load(Ordering::SeqCst)
+    pub(crate) fn handlers_started(&self) -> usize {
+        self.echo.handlers_started.load(Ordering::SeqCst)
     }
 }
 

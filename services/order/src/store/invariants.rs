@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Store, corrupt};
 use crate::entity::{fulfillment, order_history, order_line, orders};
-use crate::invariants::{AuditedOrder, AuditedStep, AuditedStock, requested_operation};
+use crate::invariants::{CheckedOrder, CheckedStock, CheckedTransition, requested_operation};
 use crate::lifecycle::State;
 use crate::order::LineState;
 
@@ -29,28 +29,28 @@ impl Store {
     }
 
     /// A page of all orders, ordered by id, after `after`.
-    pub async fn audit_page(&self, after: Option<OrderId>, limit: u64) -> Result<Vec<AuditedOrder>, Error> {
+    pub async fn orders_to_check(&self, after: Option<OrderId>, limit: u64) -> Result<Vec<CheckedOrder>, Error> {
         let mut find = orders::Entity::find().order_by_asc(orders::Column::OrderId).limit(limit);
         if let Some(after) = after {
             find = find.filter(orders::Column::OrderId.gt(after.as_uuid()));
         }
-        self.audit(find.all(self.db.read()).await?).await
+        self.to_check(find.all(self.db.read()).await?).await
     }
 
     /// The orders that exist among `ids`.
-    pub async fn audit_orders(&self, ids: &[OrderId]) -> Result<Vec<AuditedOrder>, Error> {
+    pub async fn orders_to_check_by_id(&self, ids: &[OrderId]) -> Result<Vec<CheckedOrder>, Error> {
         let find = orders::Entity::find().filter(orders::Column::OrderId.is_in(ids.iter().map(|id| id.as_uuid())));
-        self.audit(find.all(self.db.read()).await?).await
+        self.to_check(find.all(self.db.read()).await?).await
     }
 
     /// The versions of the orders that exist among `ids`.
-    pub async fn audit_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
+    pub async fn order_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
         self.versions(ids).await
     }
 
     /// The orders are read first; history read after them that belongs to a later version is left
     /// out. Lines and fulfilments may be later: the caller reads the versions again, and drops orders that have changed.
-    async fn audit(&self, rows: Vec<orders::Model>) -> Result<Vec<AuditedOrder>, Error> {
+    async fn to_check(&self, rows: Vec<orders::Model>) -> Result<Vec<CheckedOrder>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -65,12 +65,12 @@ impl Store {
         let started = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.is_in(ids()));
         let started = started.all(self.db.read()).await?;
 
-        let mut steps_of: HashMap<Uuid, Vec<AuditedStep>> = HashMap::new();
+        let mut steps_of: HashMap<Uuid, Vec<CheckedTransition>> = HashMap::new();
         for row in history {
             let state = State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?;
             let time = Timestamp::from_micros(row.time);
             let requested = requested_operation(&row.reason);
-            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, requested };
+            let step = CheckedTransition { version: row.version, state, time, span_id: row.span_id, requested };
             steps_of.entry(row.order_id).or_default().push(step);
         }
         let mut lines_of: HashMap<Uuid, Vec<LineState>> = HashMap::new();
@@ -87,7 +87,7 @@ impl Store {
                 let mut steps = steps_of.remove(&row.order_id).unwrap_or_default();
                 steps.retain(|step| step.version <= row.version);
                 let currency = row.currency.parse().map_err(|_| corrupt("currency", &row.currency))?;
-                Ok(AuditedOrder {
+                Ok(CheckedOrder {
                     id: OrderId::from_uuid(row.order_id),
                     user: UserId::from_uuid(row.user_id),
                     state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
@@ -106,7 +106,7 @@ impl Store {
     }
 
     /// All stock with the lines that reserve it: one statement, so one snapshot.
-    pub async fn audit_stock(&self) -> Result<Vec<AuditedStock>, Error> {
+    pub async fn stock_to_check(&self) -> Result<Vec<CheckedStock>, Error> {
         let may_hold = "o.state IN ('CREATED', 'PAID', 'ALLOCATED', 'FULFILLMENT_STARTED')";
         let sql = format!(
             "WITH held AS (SELECT l.sku, CAST(SUM(CASE WHEN {may_hold} THEN l.quantity ELSE 0 END) AS BIGINT) AS held, \
@@ -118,7 +118,7 @@ impl Store {
              WHERE NOT EXISTS (SELECT 1 FROM stock s WHERE s.sku = h.sku)"
         );
         let rows = StockRow::find_by_statement(self.statement(sql, [])).all(self.db.read()).await?;
-        let stock = |row: StockRow| AuditedStock {
+        let stock = |row: StockRow| CheckedStock {
             sku: row.sku,
             on_hand: row.on_hand,
             reserved: row.reserved,

@@ -326,7 +326,7 @@ async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
     let (ada, operator) = (system.client("customer"), system.client("operator"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let error_shown_to = async |client: &Client| loop {
-        let last_error = client.get(&id).await.expect("an answer").order.expect("the order").last_error;
+        let last_error = client.get(&id).await.expect("a response").order.expect("the order").last_error;
         if !last_error.is_empty() {
             return last_error;
         }

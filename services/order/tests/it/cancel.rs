@@ -10,7 +10,7 @@ use telemetry::EventStatus;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::fakes::{Call, Ledger, Reply};
+use crate::fakes::{Call, ChargeState, Reply};
 use crate::world::{GUARD, LEASE, World, cancel, new_user};
 
 const CANCELLED: [State; 3] = [State::Created, State::Cancelling, State::Cancelled];
@@ -25,7 +25,7 @@ async fn a_cancellation_before_the_payment_ends_in_cancelled_and_nothing_is_char
     assert_eq!(world.stock("MUG").await, (10, 0), "released with the transition");
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    assert_eq!(world.payments.of(id), Some(Ledger::Tombstone));
+    assert_eq!(world.payments.of(id), Some(ChargeState::Tombstone));
     assert_eq!(world.payments.calls(), [Call::Cancel(id, 1)]);
 }
 
@@ -60,7 +60,7 @@ async fn eight_concurrent_cancellations_are_recorded_once() {
 }
 
 /// The order is cancelled while ProcessPayment is in flight; then the late result arrives.
-async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledger) {
+async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: ChargeState) {
     let world = World::new().await;
     let gate = Arc::new(Notify::new());
     world.payments.will([reply(&gate)]);
@@ -77,12 +77,12 @@ async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledge
 
 #[tokio::test]
 async fn a_cancellation_during_a_payment_that_charges_refunds_it() {
-    a_cancel_in_the_middle_of(Reply::response_held, Ledger::Refunded).await;
+    a_cancel_in_the_middle_of(Reply::response_held, ChargeState::Refunded).await;
 }
 
 #[tokio::test]
 async fn a_cancellation_that_overtakes_the_charge_prevents_it() {
-    a_cancel_in_the_middle_of(Reply::held, Ledger::Tombstone).await;
+    a_cancel_in_the_middle_of(Reply::held, ChargeState::Tombstone).await;
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn a_cancellation_during_the_charge_wins_against_its_result() {
     assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    assert_eq!(world.payments.of(id), Some(ChargeState::Refunded));
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn if_the_cancelling_instance_crashes_the_losing_driver_continues_only_aft
     // It loses its compare-and-set, finds the lease free, and continues from CANCELLING.
     stalled.let_go().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    assert_eq!(world.payments.of(id), Some(ChargeState::Refunded));
     world.settle().await;
 }
 
@@ -172,7 +172,7 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
     assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));
     world.settle().await;
     assert_eq!(world.states(id).await[2..], [State::NeedsAttention, State::Cancelling, State::Cancelled]);
-    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    assert_eq!(world.payments.of(id), Some(ChargeState::Refunded));
     let calls = world.payments.calls();
     assert_eq!(calls, [Call::Process(id), Call::Cancel(id, 1), Call::Cancel(id, 2)]);
     let rejection = world.retry(id).await.expect_err("there is nothing to retry");

@@ -4,7 +4,7 @@
 use order::lifecycle::State;
 use sea_orm::ConnectionTrait;
 
-use crate::fakes::Ledger;
+use crate::fakes::ChargeState;
 use crate::invariants::invariants;
 use crate::world::World;
 
@@ -12,7 +12,7 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let key = world.literal(id);
-    world.payments.ledger.lock().insert(id, Ledger::Charged);
+    world.payments.ledger.lock().insert(id, ChargeState::Charged);
     let version = if state == State::Paid { 2 } else { 3 };
     let execute = |sql: String| {
         let world = &world;
@@ -46,7 +46,7 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
     if cancels {
         world.cancel(id).await.expect("it is not too late");
         world.settle().await;
-        assert_eq!((world.state(id).await, world.payments.of(id)), (State::Cancelled, Some(Ledger::Refunded)));
+        assert_eq!((world.state(id).await, world.payments.of(id)), (State::Cancelled, Some(ChargeState::Refunded)));
         assert_eq!(world.stock("MUG").await, (10, 0));
     } else {
         world.drive_to_rest(&world.instance("order-2"), 3).await;

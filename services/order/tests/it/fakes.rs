@@ -53,7 +53,7 @@ impl Reply {
 
 /// The state of an order's charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ledger {
+pub(crate) enum ChargeState {
     Charged,
     Declined,
     /// Cancelled before the charge: a later charge is declined.
@@ -72,7 +72,7 @@ pub(crate) enum Call {
 /// A Payment Service with a ledger: effects are idempotent by key.
 pub(crate) struct FakePayments {
     replies: Mutex<VecDeque<Reply>>,
-    pub(crate) ledger: Mutex<HashMap<OrderId, Ledger>>,
+    pub(crate) ledger: Mutex<HashMap<OrderId, ChargeState>>,
     pub(crate) declines: AtomicBool,
     /// Refunds up to this attempt are refused.
     pub(crate) refused_refunds: Mutex<i32>,
@@ -120,36 +120,38 @@ impl FakePayments {
         self.received.lock().clone()
     }
 
-    pub(crate) fn of(&self, order: OrderId) -> Option<Ledger> {
+    pub(crate) fn of(&self, order: OrderId) -> Option<ChargeState> {
         self.ledger.lock().get(&order).copied()
     }
 
     fn charge(&self, order: OrderId) -> PaymentOutcome {
         let mut ledger = self.ledger.lock();
-        let charge = || if self.declines.load(Ordering::SeqCst) { Ledger::Declined } else { Ledger::Charged };
+        let charge = || if self.declines.load(Ordering::SeqCst) { ChargeState::Declined } else { ChargeState::Charged };
         match *ledger.entry(order).or_insert_with(charge) {
-            Ledger::Charged => PaymentOutcome::Done,
-            Ledger::Declined => PaymentOutcome::Refused(declined()),
-            Ledger::Tombstone => refused("PAYMENT_CANCELLED"),
-            Ledger::Refunded | Ledger::RefundRefused(_) => PaymentOutcome::Undecided("refunded".into()),
+            ChargeState::Charged => PaymentOutcome::Done,
+            ChargeState::Declined => PaymentOutcome::Refused(declined()),
+            ChargeState::Tombstone => refused("PAYMENT_CANCELLED"),
+            ChargeState::Refunded | ChargeState::RefundRefused(_) => PaymentOutcome::Undecided("refunded".into()),
         }
     }
 
     fn cancel(&self, order: OrderId, attempt: i32) -> PaymentOutcome {
         let refuses = attempt <= *self.refused_refunds.lock();
         let mut ledger = self.ledger.lock();
-        let entry = ledger.entry(order).or_insert(Ledger::Tombstone);
+        let entry = ledger.entry(order).or_insert(ChargeState::Tombstone);
         match *entry {
-            Ledger::Charged if refuses => *entry = Ledger::RefundRefused(attempt),
-            Ledger::RefundRefused(last) if attempt > last && refuses => *entry = Ledger::RefundRefused(attempt),
-            Ledger::RefundRefused(last) if attempt <= last => {}
-            Ledger::Charged | Ledger::RefundRefused(_) => *entry = Ledger::Refunded,
-            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => {}
+            ChargeState::Charged if refuses => *entry = ChargeState::RefundRefused(attempt),
+            ChargeState::RefundRefused(last) if attempt > last && refuses => {
+                *entry = ChargeState::RefundRefused(attempt)
+            }
+            ChargeState::RefundRefused(last) if attempt <= last => {}
+            ChargeState::Charged | ChargeState::RefundRefused(_) => *entry = ChargeState::Refunded,
+            ChargeState::Declined | ChargeState::Tombstone | ChargeState::Refunded => {}
         }
         match *entry {
-            Ledger::RefundRefused(_) => refused("REFUND_REFUSED"),
-            Ledger::Charged => PaymentOutcome::Undecided("charged".into()),
-            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => PaymentOutcome::Done,
+            ChargeState::RefundRefused(_) => refused("REFUND_REFUSED"),
+            ChargeState::Charged => PaymentOutcome::Undecided("charged".into()),
+            ChargeState::Declined | ChargeState::Tombstone | ChargeState::Refunded => PaymentOutcome::Done,
         }
     }
 
@@ -244,17 +246,17 @@ impl Catalog for FakeCatalog {
 
 /// Injects planned crashes, each once.
 #[derive(Default)]
-pub(crate) struct Plan {
+pub(crate) struct PlannedCrashes {
     crashes: Mutex<Vec<(FaultPoint, State)>>,
 }
 
-impl Plan {
+impl PlannedCrashes {
     pub(crate) fn die(&self, point: FaultPoint, state: State) {
         self.crashes.lock().push((point, state));
     }
 }
 
-impl Faults for Plan {
+impl Faults for PlannedCrashes {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let here = (site.point, State::of(site.state).expect("a state of an order"));
         let mut crashes = self.crashes.lock();

@@ -6,7 +6,7 @@ use order::lifecycle::State;
 use order::order::LineState;
 use telemetry::EventStatus;
 
-use crate::fakes::Ledger;
+use crate::fakes::ChargeState;
 use crate::world::{LEASE, World, new_request};
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
     let order = world.order(id).await;
     assert_eq!(order.payment_failure.expect("a reason").reason, "STOCK_LOST");
     assert_eq!(order.lines[0].state, LineState::Lost);
-    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    assert_eq!(world.payments.of(id), Some(ChargeState::Refunded));
     assert_eq!(world.stock("MUG").await, (0, 0));
     let events = world.events().await;
     let failed: Vec<_> = events.iter().filter(|event| event.status == EventStatus::Failed).collect();
@@ -105,10 +105,10 @@ async fn an_adjustment_is_made_once_per_request() {
     let command = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: 5, write_off: false };
     let calls = (0..5).map(|_| world.adjust_by(command.clone()));
     for answer in futures_util::future::join_all(calls).await {
-        assert_eq!(answer.expect("the same answer").stock.on_hand, 15);
+        assert_eq!(answer.expect("the same response").stock.on_hand, 15);
     }
     world.adjust("MUG", 1, false).await.expect("another request");
-    assert_eq!(world.adjust_by(command.clone()).await.expect("the same answer").stock.on_hand, 15);
+    assert_eq!(world.adjust_by(command.clone()).await.expect("the same response").stock.on_hand, 15);
     assert_eq!(world.stock("MUG").await, (16, 0));
     for other in [
         AdjustStock { delta: 6, ..command.clone() },
@@ -136,7 +136,7 @@ async fn a_change_of_stock_is_audited_once_with_the_old_and_the_new_stock() {
     let before = world.stock_audits().await.len();
     let command = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: -9, write_off: true };
     world.adjust_by(command.clone()).await.expect("written off");
-    world.adjust_by(command).await.expect("the same answer");
+    world.adjust_by(command).await.expect("the same response");
     world.adjust("MUG", -1_000, false).await.expect_err("not enough");
     let audits = world.stock_audits().await.split_off(before);
     let [audit] = &audits[..] else { panic!("one, because a replay and a rejection change nothing: {audits:?}") };

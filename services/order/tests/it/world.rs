@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, TELLER, Unclaimed};
+use crate::fakes::{FakeCatalog, FakePayments, PlannedCrashes, Reply, TELLER, Unclaimed};
 use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
@@ -70,7 +70,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) payments: Arc<FakePayments>,
     pub(crate) catalog: Arc<FakeCatalog>,
-    pub(crate) faults: Arc<Plan>,
+    pub(crate) faults: Arc<PlannedCrashes>,
     pub(crate) unclaimed: Arc<Unclaimed>,
     pub(crate) tasks: TaskTracker,
     /// Instance "order-1", with the planned crashes of `faults`.
@@ -105,7 +105,7 @@ impl World {
         let payments = FakePayments::new();
         let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
         let catalog = FakeCatalog::new(prices);
-        let (faults, unclaimed) = (Arc::new(Plan::default()), Arc::new(Unclaimed::default()));
+        let (faults, unclaimed) = (Arc::new(PlannedCrashes::default()), Arc::new(Unclaimed::default()));
         let tasks = TaskTracker::new();
         let shared = Shared {
             store: store.clone(),
@@ -360,11 +360,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn driver(&self, name: &str, faults: Arc<Plan>) -> Driver {
+    fn driver(&self, name: &str, faults: Arc<PlannedCrashes>) -> Driver {
         self.driver_by(order::lifecycle::next, name, faults, CancellationToken::new())
     }
 
-    fn driver_by(&self, table: Table, name: &str, faults: Arc<Plan>, shutdown: CancellationToken) -> Driver {
+    fn driver_by(&self, table: Table, name: &str, faults: Arc<PlannedCrashes>, shutdown: CancellationToken) -> Driver {
         let Self { store, payments, clock, unclaimed, subscriptions, tasks } = self.clone();
         let effects = Effects { table, store, payments, clock, events: unclaimed, subscriptions };
         let options = Options {

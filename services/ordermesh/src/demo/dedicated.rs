@@ -20,7 +20,7 @@ use crate::demo::scenario::{Dedicated, Failure, Finished, Scenario, ScenarioOutc
 use crate::error::Error;
 use crate::forwarded_args;
 use crate::ports::free_port_base;
-use crate::supervisor::{Plan, Supervisor};
+use crate::supervisor::{Supervisor, SystemConfig};
 use crate::system::{Location, Retries, System, request};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -101,7 +101,7 @@ async fn start(settings: Dedicated) -> Result<(Supervisor, Setup, tempfile::Temp
     let flags = settings.flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, forwarded) = forwarded_args::split(flags.map(std::ffi::OsString::from));
     let location = Location::local(free_port_base(1).ok_or(Error::NoFreePorts)?, folder.path().join("data"));
-    let plan = Plan {
+    let config = SystemConfig {
         port_base: location.port_base,
         instances: 1,
         data_dir: location.data_dir.clone(),
@@ -113,7 +113,7 @@ async fn start(settings: Dedicated) -> Result<(Supervisor, Setup, tempfile::Temp
         quiet: true,
         restarts_at_once: false,
     };
-    let system = Supervisor::start(&plan)?;
+    let system = Supervisor::start(&config)?;
     if tokio::time::timeout(START_LIMIT, system.ready()).await.is_err() {
         return Err(Error::NotReady(START_LIMIT.as_secs()));
     }

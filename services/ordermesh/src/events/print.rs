@@ -14,16 +14,16 @@ const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
 
 pub(crate) struct Printer {
-    form: Format,
+    format: Format,
     /// Whether failures are printed in red.
     in_colour: bool,
 }
 
 impl Printer {
     /// Coloured on a terminal, unless the environment has `NO_COLOR` (<https://no-color.org>).
-    pub(crate) fn new(form: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { form, in_colour: is_wanted && std::io::stdout().is_terminal() }
+        Self { format, in_colour: is_wanted && std::io::stdout().is_terminal() }
     }
 
     /// Prints an event.
@@ -35,7 +35,7 @@ impl Printer {
     }
 
     fn line(&self, event: &TraceEvent) -> String {
-        match self.form {
+        match self.format {
             Format::Json => json::message("data.v1.TraceEvent", event),
             Format::Text if self.in_colour && event.status() == EventStatus::Failed => {
                 format!("{RED}{}{PLAIN}", columns(event))
@@ -101,8 +101,8 @@ mod tests {
         }
     }
 
-    fn printer(form: Format, in_colour: bool) -> Printer {
-        Printer { form, in_colour }
+    fn printer(format: Format, in_colour: bool) -> Printer {
+        Printer { format, in_colour }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kernel::Timestamp;
-use order::invariants::AuditedOrder;
+use order::invariants::CheckedOrder;
 use order::lifecycle::State;
 use payment::lifecycle::State as Paid;
 use payment::payment::{Attempt, EVENT_TYPE, Payment, event_of};
@@ -16,7 +16,7 @@ use super::{Promise, Report, Sources, Violation};
 /// An order with everything that belongs to it.
 #[derive(Clone, Debug)]
 pub struct Case {
-    pub order: AuditedOrder,
+    pub order: CheckedOrder,
     pub payment: Option<Payment>,
     /// The payment's attempts, oldest first.
     pub attempts: Vec<Attempt>,
@@ -44,7 +44,7 @@ impl Case {
     /// The violations of this order.
     pub fn violations(&self, now: Timestamp, sources: &Sources) -> Vec<Violation> {
         let mut wrong: Vec<(Promise, String)> = Vec::new();
-        let life = self.order.life_problems(now, sources.patience);
+        let life = self.order.lifecycle_problems(now, sources.patience);
         wrong.extend(life.into_iter().map(|what| (Promise::NeverLost, what)));
         wrong.extend(self.payment_is_left(now, sources).map(|what| (Promise::NeverLost, what)));
         wrong.extend(self.money().into_iter().map(|what| (Promise::ChargedOnce, what)));

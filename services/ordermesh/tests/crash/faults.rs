@@ -29,7 +29,7 @@ pub(crate) enum Injection {
 
 /// The plan of a run. Each injection is performed once, when its fault point is first visited.
 #[derive(Default)]
-pub(crate) struct Plan {
+pub(crate) struct InjectionPlan {
     injections: Mutex<VecDeque<(Spot, Injection)>>,
     visited: Mutex<BTreeSet<Spot>>,
     crashed: watch::Sender<BTreeSet<String>>,
@@ -39,7 +39,7 @@ pub(crate) struct Plan {
     pub(crate) api: Mutex<Option<Api>>,
 }
 
-impl Plan {
+impl InjectionPlan {
     pub(crate) fn new(injections: impl IntoIterator<Item = (Spot, Injection)>) -> Arc<Self> {
         Arc::new(Self { injections: Mutex::new(injections.into_iter().collect()), ..Self::default() })
     }
@@ -121,7 +121,7 @@ impl Plan {
     }
 }
 
-impl Faults for Plan {
+impl Faults for InjectionPlan {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         Box::pin(async move {
             let service = if site.instance.starts_with("order") { "order" } else { "payment" };

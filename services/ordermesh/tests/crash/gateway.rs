@@ -16,11 +16,11 @@ pub(crate) enum FailureMode {
     /// The first call of each kind is neither executed nor gets a response.
     NoResponseOnce,
     /// The first call of each kind is executed, but its response is lost.
-    AnswerLostOnce,
+    ResponseLostOnce,
     /// Charges are never made and get no response.
     NeverCharges,
     /// Charges are made, but their responses are lost.
-    NeverAnswersCharges,
+    ChargeResponsesLost,
 }
 
 /// The kinds of calls that failure modes distinguish.
@@ -99,14 +99,14 @@ impl Ledger {
         *count += 1;
         let (is_first, is_charge) = (*count == 1, kind == Kind::Create);
         let is_unanswered = match inner.failure_mode {
-            FailureMode::None | FailureMode::AnswerLostOnce | FailureMode::NeverAnswersCharges => false,
+            FailureMode::None | FailureMode::ResponseLostOnce | FailureMode::ChargeResponsesLost => false,
             FailureMode::NoResponseOnce => is_first,
             FailureMode::NeverCharges => is_charge,
         };
         let lost = match inner.failure_mode {
             FailureMode::None | FailureMode::NoResponseOnce | FailureMode::NeverCharges => false,
-            FailureMode::AnswerLostOnce => is_first,
-            FailureMode::NeverAnswersCharges => is_charge,
+            FailureMode::ResponseLostOnce => is_first,
+            FailureMode::ChargeResponsesLost => is_charge,
         };
         if is_unanswered {
             return Err(NoResponse::new("TIMEOUT: silent on purpose"));

@@ -8,7 +8,7 @@ use kernel::FAULT_POINTS;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestCaseError};
 
-use crate::faults::{Injection, Plan, Spot};
+use crate::faults::{Injection, InjectionPlan, Spot};
 use crate::gateway::{FailureMode, Ledger};
 use crate::system::{LEASE, On, OrderInstance, System, Wire};
 
@@ -58,9 +58,9 @@ fn step() -> impl Strategy<Value = Step> {
     let modes = [
         FailureMode::None,
         FailureMode::NoResponseOnce,
-        FailureMode::AnswerLostOnce,
+        FailureMode::ResponseLostOnce,
         FailureMode::NeverCharges,
-        FailureMode::NeverAnswersCharges,
+        FailureMode::ChargeResponsesLost,
     ]
     .to_vec();
     prop_oneof![
@@ -88,7 +88,7 @@ struct Run {
 
 impl Run {
     async fn new() -> Self {
-        let system = System::new(On::Memory, Wire::Fine, Ledger::default(), Plan::new([])).await;
+        let system = System::new(On::Memory, Wire::Fine, Ledger::default(), InjectionPlan::new([])).await;
         let drivers = ["order-1", "order-2"].map(|name| system.order_instance(name));
         system.advance(LEASE);
         Self { system, drivers }

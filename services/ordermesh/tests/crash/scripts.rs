@@ -6,7 +6,7 @@ use kernel::FaultPoint;
 use order::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode};
 
-use crate::faults::{Injection, Plan, Spot};
+use crate::faults::{Injection, InjectionPlan, Spot};
 use crate::gateway::{FailureMode, Ledger};
 use crate::system::{On, OrderInstance, System, Wire};
 
@@ -52,9 +52,9 @@ pub(crate) fn scripts() -> Vec<Script> {
     let plain = [
         Environment::Healthy,
         Environment::Gateway(FailureMode::NoResponseOnce),
-        Environment::Gateway(FailureMode::AnswerLostOnce),
+        Environment::Gateway(FailureMode::ResponseLostOnce),
         Environment::Gateway(FailureMode::NeverCharges),
-        Environment::Gateway(FailureMode::NeverAnswersCharges),
+        Environment::Gateway(FailureMode::ChargeResponsesLost),
         Environment::Wire(Wire::LosesFirst),
     ];
     let declines =
@@ -77,7 +77,7 @@ pub(crate) fn scripts() -> Vec<Script> {
         }
     }
     for environment in
-        [Environment::Healthy, Environment::RefundRefused, Environment::Gateway(FailureMode::AnswerLostOnce)]
+        [Environment::Healthy, Environment::RefundRefused, Environment::Gateway(FailureMode::ResponseLostOnce)]
     {
         scripts.extend(HAPPY_SPOTS.map(|spot| Script { environment, action: Action::WritesOff(spot) }));
     }
@@ -107,8 +107,8 @@ impl Script {
         ledger
     }
 
-    pub(crate) fn plan(self) -> Arc<Plan> {
-        Plan::new(match self.action {
+    pub(crate) fn plan(self) -> Arc<InjectionPlan> {
+        InjectionPlan::new(match self.action {
             Action::None => None,
             Action::Cancels(spot) => Some((spot, Injection::Cancel)),
             Action::WritesOff(spot) => Some((spot, Injection::WriteOff)),

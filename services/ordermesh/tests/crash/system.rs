@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::faults::Plan;
+use crate::faults::InjectionPlan;
 use crate::gateway::Ledger;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
@@ -248,7 +248,7 @@ impl Confirmations for WakeUp {
 }
 
 struct Shared {
-    plan: Arc<Plan>,
+    plan: Arc<InjectionPlan>,
     orders: order::store::Store,
     payments: payment::store::Store,
     ledger: Arc<Ledger>,
@@ -287,7 +287,7 @@ pub(crate) struct OrderInstance {
 pub(crate) struct System {
     shared: Arc<Shared>,
     wire: Wire,
-    pub(crate) plan: Arc<Plan>,
+    pub(crate) plan: Arc<InjectionPlan>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) api: Api,
     payment_db: Database,
@@ -326,7 +326,7 @@ async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Databas
 }
 
 impl System {
-    pub(crate) async fn new(on: On, wire: Wire, ledger: Ledger, plan: Arc<Plan>) -> Self {
+    pub(crate) async fn new(on: On, wire: Wire, ledger: Ledger, plan: Arc<InjectionPlan>) -> Self {
         let folder = (on == On::File).then(|| tempfile::tempdir().expect("a folder"));
         let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
         let order_db = open(on, "order", folder.as_ref()).await;

@@ -5,7 +5,7 @@ use kernel::FaultPoint::{AfterEffect, BeforeEffect};
 use order::lifecycle::State;
 use payment::lifecycle::State as Paid;
 
-use crate::faults::{Injection, Plan, Spot};
+use crate::faults::{Injection, InjectionPlan, Spot};
 use crate::gateway::Ledger;
 use crate::system::{LEASE, On, OrderInstance, System, Wire};
 
@@ -15,7 +15,7 @@ const BEFORE_CREATE_CHARGE: Spot = ("payment", BeforeEffect, "PENDING");
 
 /// Stalls a driver at a fault point; the order is cancelled completely; then the driver resumes.
 async fn cancelled_meanwhile(spot: Spot, ledger: Ledger) -> System {
-    let system = System::new(On::Memory, Wire::Fine, ledger, Plan::new([(spot, Injection::Stall)])).await;
+    let system = System::new(On::Memory, Wire::Fine, ledger, InjectionPlan::new([(spot, Injection::Stall)])).await;
     let mut order: OrderInstance = system.order_instance("order-1");
     system.advance(LEASE);
     system.drive_once(&order).await;
@@ -55,8 +55,12 @@ async fn without_the_gateways_tombstone_the_late_charge_is_made_and_detected() {
 
 #[tokio::test]
 async fn without_cancel_payments_tombstone_the_late_payment_is_made_and_detected() {
-    let system =
-        System::new(On::Memory, Wire::Fine, Ledger::default(), Plan::new([(BEFORE_PROCESS_PAYMENT, Injection::Stall)]));
+    let system = System::new(
+        On::Memory,
+        Wire::Fine,
+        Ledger::default(),
+        InjectionPlan::new([(BEFORE_PROCESS_PAYMENT, Injection::Stall)]),
+    );
     let system = system.await;
     let mut order = system.order_instance("order-1");
     system.advance(LEASE);
@@ -76,7 +80,8 @@ async fn without_cancel_payments_tombstone_the_late_payment_is_made_and_detected
 #[tokio::test]
 async fn an_order_cancelled_after_the_charge_is_refunded() {
     let spot = ("payment", AfterEffect, "PENDING");
-    let system = System::new(On::Memory, Wire::Fine, Ledger::default(), Plan::new([(spot, Injection::Cancel)])).await;
+    let system =
+        System::new(On::Memory, Wire::Fine, Ledger::default(), InjectionPlan::new([(spot, Injection::Cancel)])).await;
     let mut order = system.order_instance("order-1");
     system.advance(LEASE);
     system.drive_to_completion(&mut order, false).await;

@@ -43,7 +43,7 @@ fn peak_mib(system: &TestSystem, service: &str) -> u64 {
     peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
 }
 
-/// Logs in as the operator of the first start; returns the access token.
+/// Logs in to the operator account that the first start created; returns the access token.
 async fn operator(system: &TestSystem, users: &mut UserServiceClient<Channel>) -> String {
     let file = std::fs::read_to_string(system.data_dir.join("operator.txt")).expect("made on the first start");
     let (email, password) = file.trim().split_once(' ').expect("both");
@@ -72,7 +72,7 @@ async fn fill(catalog: &CatalogServiceClient<Channel>, operator: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_served() {
+async fn unread_responses_stay_within_the_memory_limit_and_other_callers_are_served() {
     let (system, _) = TestSystem::with(1, &["--data.memory-limit", &format!("{LIMIT_MIB}MiB")]);
     let mut users = UserServiceClient::new(channel("user", &system, 101));
     let mut catalog = CatalogServiceClient::new(channel("data", &system, 401));
@@ -96,7 +96,7 @@ async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_serve
         let page = catalog.list_products(one).await.expect("others are served").into_inner();
         assert_eq!(page.products.len(), 1);
     }
-    // The control case: the limit in effect is the one of held memory.
+    // The control case: the memory limit was reached. Some responses were held, and then calls were rejected.
     assert!(held.len() >= 10 && rejected >= 100, "{} held, {rejected} rejected", held.len());
     let peak = peak_mib(&system, "data");
     assert!(peak < LIMIT_MIB, "{peak} MiB");

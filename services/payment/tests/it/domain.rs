@@ -52,7 +52,7 @@ async fn a_decline_is_final_and_has_its_code() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_retried_and_charges_once() {
+async fn a_lost_response_is_retried_and_charges_once() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Reply::ResponseLost, Reply::NoResponse]);
@@ -136,11 +136,11 @@ async fn a_cancellation_at_any_time_leaves_nothing_charged() {
         ("in doubt, charged", &[Reply::ResponseLost], State::Refunded),
         ("charged", &[Reply::Fine], State::Refunded),
         (
-            "charged, and the cancellation gets no answer at first",
+            "charged, and the cancellation gets no response at first",
             &[Reply::Fine, Reply::NoResponse, Reply::ResponseLost],
             State::Refunded,
         ),
-        ("in doubt, and the tombstone's answer is lost", &[Reply::NoResponse, Reply::ResponseLost], State::Cancelled),
+        ("in doubt, and the tombstone's response is lost", &[Reply::NoResponse, Reply::ResponseLost], State::Cancelled),
     ];
     for (case, replies, expected) in cases {
         let world = World::new().await;
@@ -348,7 +348,7 @@ async fn an_invalid_amount_or_invalid_details_are_declined_without_the_gateway()
         let one = world.instance("one");
         let command = ProcessCommand { amount, are_details_valid, ..world.command() };
         for _ in 0..2 {
-            let payment = world.try_process(&one, command.clone()).await.expect("an answer");
+            let payment = world.try_process(&one, command.clone()).await.expect("a response");
             assert_eq!((payment.state, payment.decline_code), (State::Declined, Some(code)));
         }
         assert_eq!(world.gateway.calls(), [""; 0]);
@@ -368,7 +368,7 @@ async fn the_amount_limit_is_per_currency() {
         let world = World::new().await;
         let amount = Some(Money::new(code.parse().expect("a currency"), minor_units));
         let command = ProcessCommand { amount, ..world.command() };
-        let payment = world.try_process(&world.instance("one"), command).await.expect("an answer");
+        let payment = world.try_process(&world.instance("one"), command).await.expect("a response");
         assert_eq!(payment.state, state, "{code} {minor_units}");
     }
 }
@@ -426,7 +426,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     world.cancel(&one, 1).await;
     world.another_order();
     let invalid = ProcessCommand { amount: None, ..world.command() };
-    world.try_process(&one, invalid).await.expect("an answer");
+    world.try_process(&one, invalid).await.expect("a response");
     world.another_order();
     world.gateway.script([Reply::NoResponse]);
     world.process(&one).await;

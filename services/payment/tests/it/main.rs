@@ -1,5 +1,5 @@
-//! Tests of the Payment Service: `domain` on one store with a scripted gateway and a manual clock, `sockets` as a whole
-//! against the real mock of the gateway.
+//! Tests of the Payment Service. `domain`: the logic, on one store, with a scripted gateway and a manual clock.
+//! `sockets`: the whole service over TCP, against `gateway-mock`.
 
 mod domain;
 mod scripted;

@@ -102,7 +102,7 @@ impl Scripted {
             Reply::NoResponse => Err(NoResponse::new("TIMEOUT: unresponsive on purpose")),
             Reply::ResponseLost => {
                 work(&mut self.lock());
-                Err(NoResponse::new("TIMEOUT: the answer is lost on purpose"))
+                Err(NoResponse::new("TIMEOUT: the response is lost on purpose"))
             }
             Reply::Hangs => std::future::pending().await,
         }

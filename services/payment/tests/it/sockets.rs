@@ -1,4 +1,4 @@
-//! The service as a whole: real sockets, a real SQLite file, the real mock of the gateway.
+//! The whole service over TCP, with an SQLite file, against `gateway-mock`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -165,19 +165,19 @@ impl World {
     }
 
     async fn process(&self, request: ProcessPaymentRequest) -> Payment {
-        let answer = self.client().process_payment(request).await.expect("an answer");
+        let answer = self.client().process_payment(request).await.expect("a response");
         answer.into_inner().payment.expect("a payment")
     }
 
     async fn cancel(&self, order_id: &str, refund_attempt: i32) -> Payment {
         let request = CancelPaymentRequest { order_id: order_id.to_owned(), refund_attempt };
-        let answer = self.client().cancel_payment(request).await.expect("an answer");
+        let answer = self.client().cancel_payment(request).await.expect("a response");
         answer.into_inner().payment.expect("a payment")
     }
 
     async fn get(&self, order_id: &str) -> GetPaymentResponse {
         let request = GetPaymentRequest { order_id: order_id.to_owned() };
-        self.client().get_payment(request).await.expect("an answer").into_inner()
+        self.client().get_payment(request).await.expect("a response").into_inner()
     }
 
     /// Drains everything.
@@ -210,7 +210,7 @@ async fn a_payment_is_charged_and_refunded_at_the_gateway() {
     assert_eq!(payment.state(), PaymentState::Succeeded);
     assert_eq!(payment.amount, command.amount);
     assert!(!payment.charge_id.is_empty());
-    assert_eq!(world.process(command.clone()).await, payment, "the same command, the same answer");
+    assert_eq!(world.process(command.clone()).await, payment, "the same command, the same response");
     let known = world.get(&command.order_id).await;
     assert_eq!((known.gateway_ledger.as_str(), known.attempts.len()), ("SUCCEEDED", 1));
     assert_eq!(known.attempts[0].trace_id.len(), 32);
@@ -252,12 +252,12 @@ async fn each_decline_has_its_code_and_its_advice() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
+async fn a_lost_response_is_resolved_and_the_order_is_confirmed() {
     let world = World::new(&[], &["--gateway-timeout", "500ms", "--wait-timeout", "100ms"]).await;
     let command = request("pm_gateway_answerLost");
     let pending = world.process(command.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];
-    assert!(known_so_far.contains(&pending.state()), "expected the known state as an answer: {pending:?}");
+    assert!(known_so_far.contains(&pending.state()), "expected the known state as the response: {pending:?}");
     world.order_service.wait_for_confirmation().await;
     let known = world.get(&command.order_id).await;
     assert_eq!(known.payment.expect("a payment").state(), PaymentState::Succeeded);
@@ -308,14 +308,14 @@ async fn a_refused_refund_needs_a_larger_number() {
 }
 
 #[tokio::test]
-async fn concurrent_calls_to_two_instances_charge_once_and_get_the_same_answer() {
+async fn concurrent_calls_to_two_instances_charge_once_and_get_the_same_response() {
     let mut world = World::new(&[], &[]).await;
     world.instance("payment-2", &[]).await;
     let command = request("pm_card_visa");
     let (mut one, mut two) = (world.client_of("order", 0), world.client_of("order", 1));
     let (first, second) = tokio::join!(one.process_payment(command.clone()), two.process_payment(command.clone()));
     for answer in [first, second] {
-        let payment = answer.expect("an answer").into_inner().payment.expect("a payment");
+        let payment = answer.expect("a response").into_inner().payment.expect("a payment");
         assert_eq!(payment.state(), PaymentState::Succeeded);
     }
     assert_eq!(world.get(&command.order_id).await.attempts.len(), 1);

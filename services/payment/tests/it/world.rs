@@ -149,7 +149,7 @@ impl World {
     }
 
     pub(crate) async fn process(&self, instance: &Instance) -> Payment {
-        self.try_process(instance, self.command()).await.expect("an answer")
+        self.try_process(instance, self.command()).await.expect("a response")
     }
 
     pub(crate) async fn try_process(&self, instance: &Instance, command: ProcessCommand) -> Result<Payment, Error> {
@@ -158,7 +158,7 @@ impl World {
 
     pub(crate) async fn cancel(&self, instance: &Instance, refund_n: i32) -> Payment {
         let command = CancelCommand { order_id: self.order_id, refund_n };
-        instance.processor.cancel(command, &call()).await.expect("an answer")
+        instance.processor.cancel(command, &call()).await.expect("a response")
     }
 
     /// `times` times: advances the clock beyond every backoff and lease, and makes an instance's due attempts.

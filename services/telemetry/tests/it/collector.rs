@@ -1,4 +1,4 @@
-//! A collector that accepts OTLP over gRPC and HTTP on one port and keeps it, and the providers of a process.
+//! A fake collector, which records the OTLP requests (gRPC and HTTP, on one port), and the providers of a process.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -72,10 +72,10 @@ pub(crate) fn attribute(resource: &Resource, name: &str) -> Option<String> {
 }
 
 #[derive(Clone)]
-struct Keeper(Arc<watch::Sender<Received>>);
+struct OtlpReceiver(Arc<watch::Sender<Received>>);
 
 #[tonic::async_trait]
-impl TraceService for Keeper {
+impl TraceService for OtlpReceiver {
     async fn export(
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
@@ -86,7 +86,7 @@ impl TraceService for Keeper {
 }
 
 #[tonic::async_trait]
-impl MetricsService for Keeper {
+impl MetricsService for OtlpReceiver {
     async fn export(
         &self,
         request: tonic::Request<ExportMetricsServiceRequest>,
@@ -97,7 +97,7 @@ impl MetricsService for Keeper {
 }
 
 #[tonic::async_trait]
-impl LogsService for Keeper {
+impl LogsService for OtlpReceiver {
     async fn export(
         &self,
         request: tonic::Request<ExportLogsServiceRequest>,
@@ -107,7 +107,7 @@ impl LogsService for Keeper {
     }
 }
 
-impl Keeper {
+impl OtlpReceiver {
     fn grpc(&self) -> Routes {
         let gzip = CompressionEncoding::Gzip;
         Routes::new(TraceServiceServer::new(self.clone()).accept_compressed(gzip))
@@ -158,16 +158,16 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (sender, received) = watch::channel(Received::default());
-        let keeper = Keeper(Arc::new(sender));
+        let receiver = OtlpReceiver(Arc::new(sender));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (keeper, tls) = (keeper.clone(), tls.clone());
+                let (receiver, tls) = (receiver.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => keeper.connection(stream).await,
+                        None => receiver.connection(stream).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                keeper.connection(stream).await;
+                                receiver.connection(stream).await;
                             }
                         }
                     }
@@ -199,13 +199,13 @@ pub(crate) fn providers(variables: &[(&str, String)]) -> Result<Arc<Providers>, 
         version: "1.2.3".to_owned(),
         environment: Environment::read(None, find)?,
         log: "off".to_owned(),
-        log_form: None,
+        log_format: None,
     };
     Providers::new(&settings).map(Arc::new)
 }
 
 /// One span, one counter, one histogram, one log record.
-pub(crate) fn work(providers: &Providers) {
+pub(crate) fn emit_telemetry(providers: &Providers) {
     let mut span = providers.tracer().tracer("test").start("a call");
     span.set_attribute(KeyValue::new("first", 1));
     span.set_attribute(KeyValue::new("second", 2));
@@ -222,7 +222,8 @@ pub(crate) fn work(providers: &Providers) {
     }
 }
 
-/// Exports what is queued, off the threads that the exporters need; the error's text when an export failed.
+/// Flushes the providers, on a blocking thread because the exporters need the runtime's threads; returns the error's
+/// text if an export failed.
 pub(crate) async fn flush(providers: &Arc<Providers>) -> Result<(), String> {
     let providers = providers.clone();
     let flushed = tokio::task::spawn_blocking(move || providers.flush()).await.expect("it ends");

@@ -1,6 +1,6 @@
 //! The three signals over both protocols, to the endpoints of the variables.
 
-use crate::collector::{Collector, attribute, flush, providers, work};
+use crate::collector::{Collector, attribute, emit_telemetry, flush, providers};
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
@@ -23,7 +23,7 @@ async fn all_signals_are_exported_over_grpc_with_the_resource_and_the_headers() 
     ])
     .expect("providers");
     assert!(providers.exports_spans());
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     let received = collector.until("all signals", |received| received.has_all()).await;
     for resource in received.resources() {
@@ -53,7 +53,7 @@ async fn all_signals_are_exported_over_http_on_their_paths_with_the_headers() {
         set("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x-tenant=green"),
     ])
     .expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     let received = collector.until("all signals", |received| received.has_all()).await;
     assert_eq!(attribute(&received.resources()[0], "service.name").as_deref(), Some("order"), "the program's own");
@@ -75,7 +75,7 @@ async fn a_signals_own_endpoint_and_protocol_take_precedence() {
         set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
     ])
     .expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     let received = traces.until("traces", |received| !received.traces.is_empty()).await;
     assert_eq!(received.requests.len(), 1, "nothing but the traces");
@@ -89,7 +89,7 @@ async fn a_signals_own_endpoint_and_protocol_take_precedence() {
 async fn signals(variables: &[(&'static str, String)]) -> (bool, bool, bool) {
     let collector = Collector::plain().await;
     let providers = providers(&[&[endpoint(&collector)], variables].concat()).expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     let received = collector.received();
     (!received.traces.is_empty(), !received.metrics.is_empty(), !received.logs.is_empty())
@@ -113,7 +113,7 @@ async fn a_signal_without_an_endpoint_is_not_exported() {
     let name = "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT";
     let providers = providers(&[(name, format!("http://{}", collector.address))]).expect("providers");
     assert!(providers.meter().is_none() && !providers.exports_spans());
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     let received = collector.received();
     assert_eq!((received.traces.len(), received.metrics.len(), received.logs.len()), (0, 0, 1));

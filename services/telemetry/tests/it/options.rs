@@ -7,7 +7,7 @@ use opentelemetry::trace::{Span, Tracer, TracerProvider};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::net::TcpListener;
 
-use crate::collector::{Collector, Received, flush, providers, work};
+use crate::collector::{Collector, Received, emit_telemetry, flush, providers};
 
 fn set(name: &'static str, value: &str) -> (&'static str, String) {
     (name, value.to_owned())
@@ -21,7 +21,7 @@ fn endpoint(collector: &Collector) -> (&'static str, String) {
 async fn received(variables: &[(&'static str, String)]) -> Received {
     let collector = Collector::plain().await;
     let providers = providers(&[&[endpoint(&collector)], variables].concat()).expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     flush(&providers).await.expect("exported");
     collector.until("all signals", Received::has_all).await
 }
@@ -84,7 +84,7 @@ async fn the_queue_is_exported_after_the_delay_of_its_variable() {
         set("OTEL_METRIC_EXPORT_INTERVAL", "20"),
     ])
     .expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     collector.until("all signals", Received::has_all).await;
     assert!(began.elapsed() < Duration::from_secs(10), "the default of metrics");
 }
@@ -150,7 +150,7 @@ async fn given_up_after(variables: &[(&'static str, String)]) -> Duration {
     });
     let endpoint = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{address}"));
     let providers = providers(&[&[endpoint], variables].concat()).expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     let began = Instant::now();
     flush(&providers).await.expect_err("it never responds");
     held.abort();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::{Authority, Names, Validity};
+use certs::{CertificateAuthority, Names, Validity};
 use kernel::{Clock, SystemClock};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,7 +13,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
-use crate::collector::{Collector, attribute, flush, providers, work};
+use crate::collector::{Collector, attribute, emit_telemetry, flush, providers};
 
 /// A CA, a server's certificate and a client's, as files.
 struct World {
@@ -25,13 +25,13 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let validity = Validity::from(SystemClock.now(), Duration::from_secs(86_400));
         for ca in ["ours", "other"] {
-            let authority = Authority::new("test.local", validity).expect("a CA");
+            let root_ca = CertificateAuthority::new("test.local", validity).expect("a CA");
             let write = |name: &str, text: &str| {
                 std::fs::write(folder.path().join(format!("{ca}-{name}")), text).expect("writable");
             };
-            write("ca.pem", authority.certificate_pem());
+            write("ca.pem", root_ca.certificate_pem());
             for service in ["collector", "order"] {
-                let issued = authority.issue(&Names::of_service("test.local", service), validity).expect("issued");
+                let issued = root_ca.issue(&Names::of_service("test.local", service), validity).expect("issued");
                 write(&format!("{service}.pem"), &issued.certificate_pem);
                 write(&format!("{service}.key"), &issued.key_pem);
             }
@@ -87,7 +87,7 @@ fn variables(collector: &Collector, protocol: &str, more: &[(&'static str, Strin
 /// Whether all signals are exported to the collector with these variables.
 async fn is_exported(collector: &Collector, protocol: &str, more: &[(&'static str, String)]) -> bool {
     let providers = providers(&variables(collector, protocol, more)).expect("providers");
-    work(&providers);
+    emit_telemetry(&providers);
     let before = collector.received().traces.len();
     let is_exported = flush(&providers).await.is_ok();
     let received = collector.received();
@@ -140,7 +140,7 @@ async fn without_a_private_ca_the_systems_roots_are_trusted() {
     let endpoint = |collector: &str| (ENDPOINT, collector.to_owned());
     if let Ok(collector) = std::env::var(COLLECTOR) {
         let providers = providers(&[endpoint(&collector)]).expect("providers");
-        work(&providers);
+        emit_telemetry(&providers);
         return flush(&providers).await.expect("exported");
     }
     let world = World::new();

@@ -89,7 +89,7 @@ fn an_unreadable_file_is_named_and_leaves_the_keys_unchanged() {
     assert!(matches!(store.reload(), Err(KeysError::Name { path }) if path.ends_with("mine.pem")));
     fs::remove_file(directory.join("mine.pem")).expect("removed");
     testkit::write_secret(directory.join("2.pem"), "no key");
-    assert!(matches!(store.reload(), Err(KeysError::Form { path }) if path.ends_with("2.pem")));
+    assert!(matches!(store.reload(), Err(KeysError::Malformed { path }) if path.ends_with("2.pem")));
     fs::remove_file(directory.join("2.pem")).expect("removed");
     fs::write(directory.join("README"), "not looked at").expect("written");
     store.reload().expect("valid again");

@@ -45,7 +45,7 @@ async fn new_addresses_are_used_old_ones_are_dropped_and_an_error_or_an_empty_an
     script.set_serving(Some(vec!["10.0.0.3:7401", "10.0.0.2:7401"]));
     tokio::time::sleep(INTERVAL).await;
     assert_eq!(addresses(&target), ["10.0.0.2:7401", "10.0.0.3:7401"]);
-    assert_eq!((old[0].gone.is_cancelled(), old[1].gone.is_cancelled()), (true, false));
+    assert_eq!((old[0].removed.is_cancelled(), old[1].removed.is_cancelled()), (true, false));
     for nothing in [None, Some(vec![])] {
         script.set_serving(nothing);
         tokio::time::sleep(INTERVAL).await;
@@ -67,9 +67,9 @@ async fn a_call_waits_for_the_first_answer_and_fails_if_it_is_an_error() {
 async fn no_look_ups_happen_for_a_dropped_target() {
     let target = endpoints_of(&[]);
     let script = Arc::new(Script::default());
-    let following = tokio::spawn(follow(Arc::downgrade(&target), target.gone(), script, "data".into(), 7401));
+    let following = tokio::spawn(follow(Arc::downgrade(&target), target.closed(), script, "data".into(), 7401));
     settled().await;
-    target.gone().cancel();
+    target.closed().cancel();
     following.await.expect("ends");
 }
 

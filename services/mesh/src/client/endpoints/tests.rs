@@ -54,7 +54,7 @@ fn started(
     let config = EndpointConfig {
         connections: 1,
         has_tls: false,
-        began: Instant::now(),
+        created: Instant::now(),
         has_address_labels: true,
         rng: rng.clone(),
         metrics,
@@ -184,6 +184,6 @@ async fn retained_addresses_are_the_same_instances_and_removed_ones_are_notified
     let names: Vec<_> = new.iter().map(|endpoint| endpoint.address()).collect();
     assert_eq!(names, ["b:1", "c:1"]);
     assert!(Arc::ptr_eq(&old[1], &new[0]));
-    assert_eq!((old[0].gone.is_cancelled(), new[0].gone.is_cancelled()), (true, false));
+    assert_eq!((old[0].removed.is_cancelled(), new[0].removed.is_cancelled()), (true, false));
     assert_eq!(picked(&target, &[]).await, "b:1");
 }

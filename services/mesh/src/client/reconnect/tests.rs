@@ -52,7 +52,7 @@ impl World {
         let config = EndpointConfig {
             connections: 1,
             has_tls: false,
-            began: Instant::now(),
+            created: Instant::now(),
             has_address_labels: true,
             rng: rng.clone(),
             metrics,
@@ -161,7 +161,7 @@ async fn a_stream_outlives_its_instances_removal() {
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
     let Ok((index, sending)) = world.endpoint.send(request) else { panic!("not connected") };
     let Ok(response) = world.endpoint.outcome(index, sending.await) else { panic!("not answered") };
-    world.endpoint.gone.cancel();
+    world.endpoint.removed.cancel();
     world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
     late.send(Bytes::from_static(b"late")).await.expect("it is read");
@@ -174,7 +174,7 @@ async fn a_removed_instance_takes_no_more_calls_and_its_keeper_ends() {
     let (mut world, _others) = World::greeted(1).await;
     world.next_try().await;
     world.until_ready(true).await;
-    world.endpoint.gone.cancel();
+    world.endpoint.removed.cancel();
     world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
     assert!(world.pipes.pipes.lock().is_empty());

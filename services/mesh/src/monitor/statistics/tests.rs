@@ -48,7 +48,7 @@ async fn intervals_are_reused_and_their_number_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn percentiles_are_within_a_tenth() {
+async fn percentiles_are_accurate_to_10_percent() {
     let mut recent = Recent::new(Instant::now());
     (1..=1_000).for_each(|millis| recent.record(Instant::now(), ms(millis), false));
     let [short, _] = recent.windows(Instant::now()).summary();

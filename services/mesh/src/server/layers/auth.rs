@@ -27,12 +27,12 @@ use crate::traffic::TrafficPolicy;
 
 /// A log limit for each method and caller: a frequent one does not hide another.
 #[derive(Default)]
-struct AuditLog(Mutex<HashMap<(&'static str, String), LogLimit>>);
+struct DenialLogLimits(Mutex<HashMap<(&'static str, String), LogLimit>>);
 
 /// Further callers are not logged; they are counted.
 const MAX_LOGGED: usize = 256;
 
-impl AuditLog {
+impl DenialLogLimits {
     fn count(&self, method: &'static str, caller: &str) -> Option<u64> {
         let mut limits = self.0.lock();
         let key = (method, caller.to_owned());
@@ -48,7 +48,7 @@ pub(crate) struct Auth {
     traffic: TrafficPolicy,
     /// Calls that the traffic policy's stricter callers would deny.
     audited: Counter<u64>,
-    audit_log: AuditLog,
+    denial_log_limits: DenialLogLimits,
     rejections: Arc<Rejections>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn auth(authorizer: Authorizer, traffic: TrafficPolicy, rejections: A
     let meter = global::meter("mesh");
     let audited = meter.u64_counter("mesh.server.audit.denials");
     let audited = audited.with_description("Calls that the traffic policy's audited callers would not admit").build();
-    layer(Auth { authorizer, traffic, audited, audit_log: AuditLog::default(), rejections })
+    layer(Auth { authorizer, traffic, audited, denial_log_limits: DenialLogLimits::default(), rejections })
 }
 
 impl ServerLayer for Auth {
@@ -117,7 +117,7 @@ impl Auth {
         if let Some(details) = request.extensions().get::<Arc<TapDetails>>() {
             details.set_would_be_denied();
         }
-        if let Some(occurrences) = self.audit_log.count(policy.name(), name) {
+        if let Some(occurrences) = self.denial_log_limits.count(policy.name(), name) {
             let method = policy.name();
             tracing::warn!(target: "ordermesh", method, caller = name, occurrences, "a stricter list of callers would deny calls");
         }
@@ -176,7 +176,7 @@ fn record_caller(operation: &Operation, caller: &Caller, headers: &HeaderMap) {
     }
 }
 
-/// Records what a mesh service's call concerns.
+/// Records the order id and the user id that a mesh service has sent.
 fn record_attributes(operation: &Operation, headers: &HeaderMap) {
     for (attribute, header) in &*ATTRIBUTE_HEADERS {
         if let Some(value) = headers.get(header).and_then(|value| value.to_str().ok()) {

@@ -164,7 +164,7 @@ fn with_header(headers: &str, timeout: &str) -> String {
 }
 
 #[test]
-fn what_is_wrong_is_refused_in_one_line_with_its_position() {
+fn what_is_wrong_is_rejected_in_one_line_with_its_position() {
     const GET: &str = "service: data.v1.Catalog, method: Get";
     const PROCESS: &str = "service: payment.v1.Payments, method: Process";
     let cases = [
@@ -257,7 +257,7 @@ fn what_is_wrong_is_refused_in_one_line_with_its_position() {
 }
 
 #[test]
-fn faults_are_refused_unless_they_are_allowed() {
+fn faults_are_rejected_unless_they_are_allowed() {
     let text = with("service: data.v1.Catalog", "ordermesh: { fault: { percent: 1, delay: 1ms } }");
     assert!(read(&text).is_ok());
     let why = rules(&text, POLICIES, false).expect_err("not allowed");

@@ -1,7 +1,7 @@
 //! Limits on repeated fields, counted in the encoded request: a field over its limit is rejected before the message is
 //! decoded, because an element of two bytes on the wire can take a hundred times as much in memory. One pass over the
-//! bytes, into the messages on a limited field's path only; malformed input is left to the decoder, which reads no
-//! further either.
+//! bytes, which descends only into messages on the path of a limited field. It stops at malformed input without an
+//! error: the decoder stops there too, and reports it.
 
 use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -37,7 +37,7 @@ pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> R
 
 struct Scan<'a> {
     limits: &'static [FieldLimit],
-    /// Of each limited field, within the current element.
+    /// The count of each limited field, within the current element of its parent.
     counts: &'a mut [usize],
     elements: usize,
 }
@@ -55,7 +55,7 @@ impl Scan<'_> {
             let Some(length) = decode_varint(&mut bytes).ok().and_then(|length| usize::try_from(length).ok()) else {
                 return Ok(());
             };
-            // Of a truncated field, the decoder reads the available part.
+            // A truncated field: the decoder reads the bytes that are there, and so does this scan.
             let (value, rest) = bytes.split_at(length.min(bytes.len()));
             path.push(number);
             self.field(value, path)?;
@@ -66,7 +66,7 @@ impl Scan<'_> {
     }
 
     fn field(&mut self, value: &[u8], path: &mut Vec<u32>) -> Result<(), TooManyElements> {
-        let mut is_inner = false;
+        let mut has_limits_below = false;
         for (index, limit) in self.limits.iter().enumerate() {
             if limit.path == path.as_slice() {
                 self.counts[index] += 1;
@@ -76,14 +76,14 @@ impl Scan<'_> {
                 }
                 self.begin_element(path);
             } else {
-                is_inner |= limit.path.starts_with(path);
+                has_limits_below |= limit.path.starts_with(path);
             }
         }
-        if is_inner { self.message(value, path) } else { Ok(()) }
+        if has_limits_below { self.message(value, path) } else { Ok(()) }
     }
 
-    /// Each element of a repeated message has its own counts; several occurrences of a non-repeated message are one to
-    /// the decoder, which merges them.
+    /// Each element of a repeated message has its own counts. Several occurrences of a non-repeated message share
+    /// theirs, because the decoder merges them into one message.
     fn begin_element(&mut self, path: &[u32]) {
         for (limit, count) in self.limits.iter().zip(self.counts.iter_mut()) {
             if limit.path.len() > path.len() && limit.path.starts_with(path) {
