@@ -8,6 +8,7 @@
 //!   calls a running system
 //! - `top`, `tap`, `topology`, `routes`: the mesh, live; `instances`: finds and calls each instance
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
+//! - `completions`, `man`: generated from the command line's definition
 //! - `policies`: the mesh's policy table, printed; [`ports`]: free ports for one more system
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
 //! - `service`: names and ports; `forwarded_args`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
@@ -27,6 +28,7 @@ mod catalog;
 mod certificates;
 mod chaos;
 mod child;
+mod completions;
 mod data_dir;
 mod demo;
 mod earlier_variables;
@@ -37,6 +39,7 @@ mod forwarded_args;
 mod instances;
 mod json;
 mod load;
+mod man;
 mod operator;
 mod operator_session;
 mod out;
@@ -61,7 +64,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::forwarded_args::ForwardedArgs;
@@ -96,7 +99,10 @@ const VERSION: &str = concat!(
 const FORWARDED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.event-retention 30d
 See `ordermesh user|order|payment|data|gateway --help` for them.
-With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.";
+With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.
+
+Exit status: 0 success; 1 the command failed, or what it verifies does not hold; 2 a flag, a setting or an environment
+variable is invalid, and nothing was done; 141 the reader of the output has closed it.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -136,6 +142,10 @@ enum Command {
     Chaos(chaos::Options),
     /// Manage operators' accounts
     Operator(operator::Options),
+    /// Print the completion script of a shell
+    Completions(completions::Options),
+    /// Write manual pages to a folder
+    Man(man::Options),
 }
 
 /// The allocator asks for huge pages, of which a process with a few MiB on its heap would fill a dozen with nothing. Children
@@ -199,6 +209,8 @@ async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
         Some(Command::Certs(options)) => certificates::run(&options),
         Some(Command::Chaos(options)) => chaos::run(options).await,
         Some(Command::Operator(options)) => operator::run(options).await,
+        Some(Command::Completions(options)) => completions::run(&options, Cli::command()),
+        Some(Command::Man(options)) => man::run(&options, Cli::command()),
     }
 }
 
@@ -249,7 +261,6 @@ fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_definition_is_valid() {

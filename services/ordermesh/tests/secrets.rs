@@ -11,7 +11,7 @@ const URLS: [&str; 8] = [
     "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
     "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
     "postgres://shop:s3cr3t@127.0.0.1:port/shop",
-    "postgres://shop:s3cr3t@h1:5432,h2:5432/shop",
+    "postgres://shop:s3cr3t@h1:5432,h2:port/shop",
     "postgres://shop:s3cr3t@[::1:5432/shop",
     "postgres://shop:s3cr3t@127.0.0.1/shop?sslmode=bogus",
     "mysql://shop:s3cr3t@127.0.0.1/shop",
