@@ -62,7 +62,7 @@ fn sigterm_stops_everything_with_success() {
 fn a_system_with_an_invalid_setting_exits_immediately_and_names_it() {
     for (flag, value, named) in [
         ("--order.database-url", "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
-        ("--gateway.database-url", "postgres://shop:s3cr3t@h1:1,h2:2/shop", "the database URL cannot be parsed"),
+        ("--gateway.database-url", "postgres://shop:s3cr3t@h1:1,h2:port/shop", "the database URL cannot be parsed"),
         ("--payment.gateway-api-key-file", "/there/is/none", "the gateway's API key /there/is/none cannot be used"),
         ("--user.bootstrap-operator-file", "/there/is/none", "cannot be used multiple times"),
         ("--database-url", "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
