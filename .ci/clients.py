@@ -24,7 +24,7 @@ STATES = ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED", "CREATED", "PAY
 EVENTS = ["DATA_LOOKUP", "ORDER_CREATION", "ORDER_FULFILLMENT", "PAYMENT_PROCESSING"]
 LINES = ["declined: PAYMENT_DECLINED INSUFFICIENT_FUNDS", "rejected: UNAUTHENTICATED INVALID_CREDENTIALS", "deadline: DEADLINE_EXCEEDED"]
 MAX_LINES = 80
-BUILD_LIMIT_S, RUN_LIMIT_S = 1200, 60
+BUILD_TIMEOUT_S, RUN_TIMEOUT_S = 1200, 60
 
 
 def commands():
@@ -56,17 +56,17 @@ def check_size():
         check(count <= MAX_LINES, f"{source.name} has at most {MAX_LINES} lines: {count}")
 
 
-def check_output(language, said):
+def check_output(language, output):
     """The same for each client; the names of status codes are each library's."""
-    said = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", said)
-    states = re.findall(r"^order: ORDER_STATE_(\w+)$", said, re.M)
-    check(states == STATES, f"{language}: the orders' states are {STATES}: {said}")
-    events = re.search(r"^events: .*$", said, re.M)
-    check(events and sorted(re.findall(r"EVENT_TYPE_([A-Z_]+)", events.group())) == EVENTS, f"{language}: the order's events are {EVENTS}: {said}")
-    lines = [re.sub(r"(?<=: )\w+", lambda word: word.group().upper(), line) for line in said.splitlines()]
+    output = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", output)
+    states = re.findall(r"^order: ORDER_STATE_(\w+)$", output, re.M)
+    check(states == STATES, f"{language}: the orders' states are {STATES}: {output}")
+    events = re.search(r"^events: .*$", output, re.M)
+    check(events and sorted(re.findall(r"EVENT_TYPE_([A-Z_]+)", events.group())) == EVENTS, f"{language}: the order's events are {EVENTS}: {output}")
+    lines = [re.sub(r"(?<=: )\w+", lambda word: word.group().upper(), line) for line in output.splitlines()]
     for line in LINES:
-        check(lines.count(line) == 1, f"{language} prints {line!r}: {said}")
-    check(lines.count("found: 2") == SEARCHES, f"{language}: {SEARCHES} searches succeed: {said}")
+        check(lines.count(line) == 1, f"{language} prints {line!r}: {output}")
+    check(lines.count("found: 2") == SEARCHES, f"{language}: {SEARCHES} searches succeed: {output}")
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def run_clients(clients, *flags):
         with retried(system, roots, *flags) as count:
             for language, code in clients.items():
                 before = count()
-                said, took = shell(code, RUN_LIMIT_S, env)
-                check_output(language, said)
+                output, took = shell(code, RUN_TIMEOUT_S, env)
+                check_output(language, output)
                 eventually(f"the tap shows that a search of the {language} client was retried", 10, lambda: count() > before)
                 results.append(f"{language} {took:.1f} s, {count() - before} retried")
         return "; ".join(results)
@@ -120,9 +120,9 @@ def run():
             skipped.append(not_run(f"the {language} client", f"no {', '.join(missing)}"))
             del found[language]
     for code in first:
-        shell(code, RUN_LIMIT_S)
+        shell(code, RUN_TIMEOUT_S)
     with ThreadPoolExecutor(2) as pool:
-        built = dict(zip(found, pool.map(lambda language: shell(found[language][0], BUILD_LIMIT_S)[1], found)))
+        built = dict(zip(found, pool.map(lambda language: shell(found[language][0], BUILD_TIMEOUT_S)[1], found)))
     clients = {language: blocks[1] for language, blocks in found.items()}
     durations = ", ".join(f"{language} {took:.0f} s" for language, took in built.items())
     results = [f"built: {durations}", f"plaintext: {run_clients(clients)}", f"TLS: {run_clients(clients, '--tls')}"]

@@ -32,7 +32,7 @@ def check_exactly_once(system, order_id, token):
 
 def kill_each_service():
     """For each service one order: the service is killed with -9 while the gateway is slow."""
-    said = []
+    durations = []
     with System() as system:
         _, token = system.customer()
         system.login_as_operator()
@@ -50,11 +50,11 @@ def kill_each_service():
             check(restarted, "a crashed child is restarted")
             line = next((text for text in system.lines if f"ordermesh: {service}-" in text), None)
             check(line, f"the supervisor reports the crash of {service}")
-            said.append(f"{service} {time.monotonic() - began:.0f} s")
+            durations.append(f"{service} {time.monotonic() - began:.0f} s")
         differences = grpc(
             system.port("payment"), "payment.v1.PaymentService/ReconcilePayments", {}, system.login_as_operator(), seconds=60)
         check(not differences.get("differences"), f"payments and ledger agree: {differences}")
-    return "killed -9, and fulfilled and charged once: " + ", ".join(said)
+    return "killed -9, and fulfilled and charged once: " + ", ".join(durations)
 
 
 def is_closed(port):

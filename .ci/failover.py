@@ -1,7 +1,7 @@
 """PostgreSQL fails over under load: a primary with two synchronous standbys, named in one URL, without a proxy.
 
-The check does what a failover manager does: it promotes the standby with the most WAL, and lets the other one follow it. So the time without
-service is the services' own: from the promotion on.
+The check does what a failover manager does: it promotes the standby with the most WAL, and lets the other one follow it. So the outage
+is measured from the promotion on: the part that the services cause.
 """
 
 import os
@@ -76,14 +76,14 @@ class Acknowledgements:
 
 
 def connections(server):
-    """The established connections to a server, as their clients have them: the server may be stopped."""
+    """The number of connections to a server that are established on the clients' side: the server itself may be frozen."""
     with open("/proc/net/tcp", encoding="utf-8") as table:
         rows = [line.split() for line in table.readlines()[1:]]
     return sum(1 for row in rows if int(row[2].split(":")[1], 16) == server.port and row[3] == "01")
 
 
 def signal_all(server, number):
-    """Its backends have process groups of their own."""
+    """Signals a server and its backends, which have process groups of their own."""
     with open(f"/proc/{server.process.pid}/task/{server.process.pid}/children", encoding="utf-8") as children:
         for pid in [server.process.pid, *map(int, children.read().split())]:
             with suppress(ProcessLookupError):
@@ -91,7 +91,7 @@ def signal_all(server, number):
 
 
 def rejoin(server, primary):
-    """Starts a server that was shut down as a standby."""
+    """Starts a server that was shut down; it becomes a standby."""
     (server.folder / "data" / "standby.signal").touch()
     with open(server.folder / "data" / "postgresql.auto.conf", "a", encoding="utf-8") as conf:
         conf.write(f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres'\n")
@@ -99,7 +99,7 @@ def rejoin(server, primary):
 
 
 def run():
-    """The primary is killed -9, then shut down for a switchover, then cut off and back: no order is lost, and the old primary gets no connection."""
+    """The primary is killed -9, then shut down for a switchover, then frozen and resumed: no order is lost, and the old primary gets no connection."""
     if why := skip_reason():
         return why
     programs, took = postgres_programs(), {}
@@ -130,15 +130,15 @@ def run():
         took["switchover"] = acknowledged.next_after(time.monotonic())
         rejoin(shut_down, primary)
 
-        # It accepts connections and answers nothing; then it is back, and does not know of its successor.
-        cut_off = primary
-        signal_all(cut_off, signal.SIGSTOP)
+        # Frozen, it accepts connections and does not respond; resumed, it still considers itself the primary.
+        frozen = primary
+        signal_all(frozen, signal.SIGSTOP)
         primary, standby = fail_over([standby, shut_down])
-        took["cut off"] = acknowledged.next_after(time.monotonic())
-        eventually("no service has a connection to it", FOUND_WITHIN_S, lambda: connections(cut_off) == 0)
-        signal_all(cut_off, signal.SIGCONT)
-        check(cut_off.sql("SELECT pg_is_in_recovery()") == "f", "the old primary is back, and accepts writes")
-        eventually("no service has a connection to the old primary", FOUND_WITHIN_S, lambda: connections(cut_off) == 0)
+        took["freeze"] = acknowledged.next_after(time.monotonic())
+        eventually("no service has a connection to it", FOUND_WITHIN_S, lambda: connections(frozen) == 0)
+        signal_all(frozen, signal.SIGCONT)
+        check(frozen.sql("SELECT pg_is_in_recovery()") == "f", "the old primary is back, and accepts writes")
+        eventually("no service has a connection to the old primary", FOUND_WITHIN_S, lambda: connections(frozen) == 0)
         acknowledged.next_after(time.monotonic())
         orders, _ = load.seen()
         other = [error for error in acknowledged.errors if '"code": 14' not in error or "RetryInfo" not in error]

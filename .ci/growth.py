@@ -299,10 +299,10 @@ def measure(args, dataset, system_of, folder, server):
         statements = statement_times(log, offset)
     if args.verify and dataset.orders <= args.verify:
         with system_of() as system:
-            said = subprocess.run([args.program, "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *store.flags,
+            verified = subprocess.run([args.program, "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *store.flags,
                                    "--event-retention", f"{24 * EVENT_DAYS - 1}h"], capture_output=True, text=True, check=False)
-            print(said.stdout[:3000], said.stderr[:1000], flush=True)
-            check(said.returncode == 0, "the promises are kept")
+            print(verified.stdout[:3000], verified.stderr[:1000], flush=True)
+            check(verified.returncode == 0, "the promises are kept")
     explained = explain(args, dataset, system_of, folder, server) if server else None
     vacuums = store.vacuum()
     poll_costs.append(("after VACUUM", store.poll_query_cost()))

@@ -10,14 +10,14 @@ from system import check
 
 DAY = 86_400_000_000
 EVENT_DAYS, TEMPLATES, CHUNK = 6, 20, 50_000
-# The load has the data set's share of declined payments (1 of 20), so that pages of failed events scan as many rows as before it.
+# The load has the data set's share of declined payments (1 of 20), so that a page of failed events scans as many rows after the load as before.
 MIX = ("--mix", "happy=95,declined=5")
 PASSWORD = "correct horse battery"
 SERVICES = ("user", "order", "payment", "data", "gateway")
-# The cloned tables, parents first; the last two have no order_id but a key made of it.
+# The cloned tables, parents first; the last two have a key that is derived from the order_id instead of the order_id.
 TABLES = ("order.orders", "order.order_line", "order.order_history", "order.fulfillment", "payment.payment",
           "payment.payment_attempt", "data.trace_event", "gateway.charge", "gateway.refund")
-# A cloned column: c is the new order, s the row that is cloned. All others are copied, times are shifted.
+# The columns with a new value in each clone (c is the new order, s the cloned row). Times are shifted; all others are copied.
 CLONED = {
     "order_id": "c.order_id",
     "user_id": "c.user_id",
@@ -185,7 +185,7 @@ def quoted(table):
 
 
 class Dataset:
-    """Clones the orders of a store into many."""
+    """Clones the orders of a store many times."""
 
     def __init__(self, store, orders, days):
         self.store, self.orders = store, orders

@@ -2,12 +2,12 @@
 """deploy/ on a real Kubernetes: checks manifests and image, applies the local overlay, and injects failures under load.
 
     .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster create one)
-    .ci/k8s.py prepare        builds slow one-time prerequisites (the cluster's programs, PostgreSQL's image, the base): early, in the background
+    .ci/k8s.py prepare        builds slow one-time prerequisites (the cluster's programs, PostgreSQL's image, the base): run it early, in the background
 
-Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster a kind cluster
+Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN). The image needs root. The parts on a cluster need a kind cluster
 (KIND_CLUSTER: see .github/CONTRIBUTING.md), or scripts that create one, which are not in this repository (K8S_TOOLS, default ../shared/k8s
-beside it). Without image or cluster those parts are skipped and reported as skipped; when CI is set it fails. Without kubectl the created
-cluster's own is used, and KEEP_CLUSTER=1 leaves that cluster running.
+beside the checkout). What cannot run is skipped and reported as skipped, or fails if CI is set. If kubectl is not installed, the one that
+the created cluster comes with is used. KEEP_CLUSTER=1 leaves the created cluster running.
 """
 
 import os
@@ -31,7 +31,7 @@ from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 
 # The cluster's own kubectl comes last in PATH here, and first for commands on the cluster.
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
-# Present tools are skipped by version. Before the imports, because PyYAML is one of the tools.
+# Installs what is missing or has another version. Before the imports, because PyYAML is one of the tools.
 for_cluster = ("grpcurl",) if KIND else ("grpcurl", "jaeger") if is_available() else ()
 subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
 
@@ -86,13 +86,13 @@ def main():
         start = time.monotonic()
         print(f"=== {name}", flush=True)
         try:
-            said = what()
+            lines = what()
         except Exception as error:
             if not isinstance(error, Failed):
                 traceback.print_exc()
             print(f"=== {name}: FAILED after {seconds_since(start)} s: {error}", flush=True)
             raise SystemExit(1) from error
-        for line in said:
+        for line in lines:
             print(f"    {line}", flush=True)
         figures.append(f"{name}: {seconds_since(start)} s")
 
@@ -116,9 +116,9 @@ def main():
         archive = []
 
         def image():
-            path, said = k8s_image.build(folder)
+            path, summary = k8s_image.build(folder)
             archive.append(path)
-            return [said]
+            return [summary]
 
         part("image", image)
         if on_cluster and not is_available():

@@ -22,12 +22,12 @@ POSTGRES_IMAGE = "localhost/postgres:15"
 JAEGER_IMAGE = "localhost/jaeger:2.13.0"
 
 
-def run(command, seconds=120, text=None, env=None, must=True):
+def run(command, seconds=120, text=None, env=None, check=True):
     """Runs a command and returns its standard output; raises Failed with its output when it fails."""
     done = subprocess.run(
         [str(part) for part in command], input=text, capture_output=True, text=True, timeout=seconds, check=False,
         env={**os.environ, **(env or {})})
-    if must and done.returncode != 0:
+    if check and done.returncode != 0:
         raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout
 
@@ -44,16 +44,16 @@ class Cluster:
     def __exit__(self, kind, *_):
         if kind:
             with contextlib.suppress(Failed, subprocess.TimeoutExpired):
-                print("--- pods and the last events of the cluster:", self.kubectl("get", "pods", "-o", "wide", must=False),
-                      *self.kubectl("get", "events", "--sort-by=.lastTimestamp", must=False).splitlines()[-15:], "---", sep="\n")
+                print("--- pods and the last events of the cluster:", self.kubectl("get", "pods", "-o", "wide", check=False),
+                      *self.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False).splitlines()[-15:], "---", sep="\n")
 
     def ctr(self, *args):
         """Runs containerd's client on the node that runs our pods."""
         raise NotImplementedError
 
-    def kubectl(self, *args, text=None, seconds=120, must=True):
+    def kubectl(self, *args, text=None, seconds=120, check=True):
         """Runs kubectl in the namespace; returns its output."""
-        return run(["kubectl", "--namespace", NAMESPACE, *args], seconds=seconds, text=text, env=self.env, must=must)
+        return run(["kubectl", "--namespace", NAMESPACE, *args], seconds=seconds, text=text, env=self.env, check=check)
 
     def get(self, *args):
         """The JSON of `kubectl get`."""
@@ -80,7 +80,7 @@ class Cluster:
         eventually(f"{pod} is restarted", 60, lambda: container()["restartCount"] > before["restartCount"])
 
     def logs(self, pod, *args):
-        return self.kubectl("logs", pod, *args, must=False)
+        return self.kubectl("logs", pod, *args, check=False)
 
     @contextlib.contextmanager
     def forward(self, target, port):
@@ -122,7 +122,7 @@ class Cluster:
 
     def memory(self):
         """The measurements of `kubectl top`: {pod: MiB}."""
-        lines = self.kubectl("top", "pods", "--no-headers", must=False).splitlines()
+        lines = self.kubectl("top", "pods", "--no-headers", check=False).splitlines()
         return {line.split()[0]: int(line.split()[2].removesuffix("Mi")) for line in lines if line.strip()}
 
 

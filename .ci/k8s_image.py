@@ -1,5 +1,5 @@
 """Builds the image with deploy/Dockerfile and buildah: no Docker, no registry. The program is the release binary that CI has built and
-tested (BINARY=prebuilt); the base is built from Debian's packages, under the base's name."""
+tested (BINARY=prebuilt). The base image is built from Debian's packages, with the name that the Dockerfile gives it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from k8s_cluster import HOME, PROGRAM_IMAGE, run
 from system import BIN, ROOT, Failed, check
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
-MOST_BYTES = 25 * 1_000_000
+MAX_BYTES = 25 * 1_000_000
 PACKAGES = ("buildah", "mmdebstrap")
 
 
@@ -74,8 +74,8 @@ def build(folder):
     buildah("commit", "--quiet", "--rm", empty, f"docker.io/library/{name}")
     (folder / "context/target/release").mkdir(parents=True)
     shutil.copy(BIN, folder / "context/target/release/ordermesh")
-    commit = run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], must=False).strip() or "unknown"
-    epoch = run(["git", "-C", ROOT, "log", "-1", "--format=%ct"], must=False).strip() or "0"
+    commit = run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], check=False).strip() or "unknown"
+    epoch = run(["git", "-C", ROOT, "log", "-1", "--format=%ct"], check=False).strip() or "0"
 
     def once(number):
         tag = f"{PROGRAM_IMAGE}-{number}"
@@ -89,7 +89,7 @@ def build(folder):
     compressed = folder / "compressed.tar"
     buildah("push", "--quiet", PROGRAM_IMAGE, f"oci-archive:{compressed}")
     size = compressed.stat().st_size
-    check(size <= MOST_BYTES, f"the image has at most {MOST_BYTES} bytes compressed: {size}")
+    check(size <= MAX_BYTES, f"the image has at most {MAX_BYTES} bytes compressed: {size}")
     archive = folder / "image.tar"
     buildah("push", "--quiet", PROGRAM_IMAGE, f"docker-archive:{archive}:{PROGRAM_IMAGE}")
     files = contents(archive)

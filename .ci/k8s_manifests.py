@@ -142,13 +142,13 @@ def dual_stack(texts):
 
 def schemas(texts):
     """kubeconform, strict and offline."""
-    said = []
+    report = []
     for name, text in texts.items():
         out = run(
             [BIN / "kubeconform", "-strict", "-summary", "-skip", CUSTOM_KINDS,
              "-schema-location", f"{BIN}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", "-"], text=text)
-        said.append(f"{name}: {out.strip().splitlines()[-1]}")
-    return said
+        report.append(f"{name}: {out.strip().splitlines()[-1]}")
+    return report
 
 
 def scores():
@@ -178,11 +178,11 @@ def scores():
 def without_cluster():
     """All checks that need no API server."""
     texts = variants()
-    said = [*schemas(texts), *database_urls(texts), *dual_stack(texts), *scores()]
+    report = [*schemas(texts), *database_urls(texts), *dual_stack(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.check_control_cases()
     check(not problems, "\n".join(["no problems of policies:", *problems]))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])
-    return [*said, "hadolint: clean"]
+    return [*report, "hadolint: clean"]
 
 
 def install_crds(cluster):
@@ -203,15 +203,15 @@ def install_crds(cluster):
 def dry_run(cluster):
     """The real API server admits every variant, custom kinds included. This needs the namespace."""
     install_crds(cluster)
-    said = []
+    report = []
     for name, text in variants().items():
         objects = [each for each in yaml.safe_load_all(text) if each]
         first = [each for each in objects if each["kind"] in ("Namespace", "PriorityClass")]
         if first:
             run(["kubectl", "apply", "--server-side", "-f", "-"], text=yaml.safe_dump_all(first), env=cluster.env)
         out = run(["kubectl", "apply", "--server-side", "--dry-run=server", "--warnings-as-errors", "-f", "-"], text=text, env=cluster.env)
-        said.append(f"dry run of {name}: {len(out.strip().splitlines())} objects")
-    return said
+        report.append(f"dry run of {name}: {len(out.strip().splitlines())} objects")
+    return report
 
 
 if __name__ == "__main__":

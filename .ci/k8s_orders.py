@@ -76,9 +76,9 @@ def job(kind, *flags):
 class Load:
     """`ordermesh load` in the cluster during failures. `report` then has the customers' results."""
 
-    def __init__(self, cluster, what, rate, most_seconds, logins=1):
-        self.cluster, self.what, self.most_seconds = cluster, what, most_seconds
-        self.flags = [f"--rate={rate}", f"--duration={most_seconds}s", f"--logins={logins}", "--mix=happy=90,declined=5,cancel=5", "--no-verify"]
+    def __init__(self, cluster, what, rate, max_seconds, logins=1):
+        self.cluster, self.what, self.max_seconds = cluster, what, max_seconds
+        self.flags = [f"--rate={rate}", f"--duration={max_seconds}s", f"--logins={logins}", "--mix=happy=90,declined=5,cancel=5", "--no-verify"]
         self.report = None
 
     def __enter__(self):
@@ -95,7 +95,7 @@ class Load:
         if kind:
             print("--- the load's log:", self.cluster.logs(self.cluster.job_pod(self.name), "--tail=30"), "---", sep="\n")
             return
-        succeeded, log = self.cluster.wait_for_job(self.name, self.most_seconds + 90)
+        succeeded, log = self.cluster.wait_for_job(self.name, self.max_seconds + 90)
         self.report = Report(log)
         print(f"--- load, {self.what}:", *[line for line in log.splitlines() if line.strip()][-25:], "---", sep="\n")
         problems = self.report.failures()
@@ -116,11 +116,11 @@ class Report:
 
     def failures(self):
         """Failures visible to a customer: a call that failed after the client's retries, an order that was not placed or not seen to
-        its end. A WatchOrder stream that ends with its pod and resumes at another is expected: counted, but no failure."""
+        its end. A WatchOrder stream that ends with its pod and resumes at another is expected: it is counted, but is not a failure."""
         calls = [f"{count}x {why}" for why, count in self.refused.items() if not why.startswith("WatchOrder: Unavailable")]
         return [*calls, *self.lost]
 
     def summary(self):
         streams = sum(count for why, count in self.refused.items() if why.startswith("WatchOrder: Unavailable"))
-        p50, p99, most = self.latency
-        return f"{self.orders} orders, 0 failures, {streams} watches resumed; acknowledged p50 {p50} ms, p99 {p99} ms, max {most} ms"
+        p50, p99, longest = self.latency
+        return f"{self.orders} orders, 0 failures, {streams} watches resumed; acknowledged p50 {p50} ms, p99 {p99} ms, max {longest} ms"

@@ -69,7 +69,7 @@ def missing_secrets(cluster):
         name = f"without-{service}-{secret}"
         names[name] = (service, secret)
         cluster.kubectl("create", "-f", "-", text=json.dumps(pod_without_secret(template, secret, name)))
-    said = []
+    report = []
     try:
         for name, (service, secret) in names.items():
             def phase(name=name):
@@ -81,10 +81,10 @@ def missing_secrets(cluster):
             # The error names the Secret or its mount path.
             words = {"database": ["database"], "signing-keys": ["signing key"], "operator": ["operator"], "gateway-api-key": ["gateway/api-key"]}
             check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name} fails and names the Secret: {ended}, {last}")
-            said.append(f"{service} without {secret}: {last}")
+            report.append(f"{service} without {secret}: {last}")
     finally:
-        cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", must=False)
-    return said
+        cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", check=False)
+    return report
 
 
 def error_of(log):
@@ -204,14 +204,14 @@ def delete_and_kill_pods(cluster):
             eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready_pods(cluster, service)) == 2 and victim not in two)
             times.append(f"{service} {seconds_since(start)} s")
         check_load_is_running(load)
-    said = [f"deleted: {load.report.summary()}", f"two ready pods again after: {', '.join(times)}"]
+    report = [f"deleted: {load.report.summary()}", f"two ready pods again after: {', '.join(times)}"]
     # Without log-ins: one in flight in a killed process is lost, and must not be retried for the customer.
     with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
         for service in DEPLOYMENTS:
             cluster.kill(ready_pods(cluster, service)[0])
             eventually(f"{service} has two ready pods again", 60, lambda: len(ready_pods(cluster, service)) == 2)
         check_load_is_running(load)
-    return [*said, f"killed with -9: {load.report.summary()}"]
+    return [*report, f"killed with -9: {load.report.summary()}"]
 
 
 def check_load_is_running(load):

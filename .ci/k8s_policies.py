@@ -4,7 +4,7 @@ PyYAML (.ci/tools.sh yaml) and the program.
 
 The NetworkPolicies of an overlay are evaluated as by Kubernetes: an edge exists when the caller's egress and the callee's
 ingress both allow it. The expected edges are derived from `ordermesh policies`. The Job `verify` reads every store and the gateway's
-ledger: it must reach all of them, in both overlays. Run directly, it checks both overlays.
+ledger: it must reach all of them, in both overlays. Run as a script, this file checks both overlays.
 """
 
 import json
@@ -27,7 +27,7 @@ OUTSIDE = "an address outside of the cluster"
 OURS = {"kubernetes.io/metadata.name": "ordermesh"}
 DNS = {"k8s-app": "kube-dns"}
 DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
-# The Jobs that run beside an overlay: `verify` first. `load` is for trying out, and not for production.
+# The Jobs that run beside an overlay: `verify` first. `load` is for trials, and does not run in production.
 JOBS = {
     "deploy/overlays/local": ("deploy/jobs/verify", "deploy/jobs/load"),
     "deploy/overlays/production": ("deploy/overlays/production/verify",),
@@ -80,7 +80,7 @@ def selects(selector, labels):
 def is_peer(rule, peer, namespace):
     """Whether one entry of `from` or `to` matches a pod, or OUTSIDE."""
     if peer == OUTSIDE:
-        # The addresses are SET by each user: only their presence can be checked here.
+        # Each user sets the addresses (marked SET in the manifests): only their presence can be checked here.
         return "ipBlock" in rule
     if "ipBlock" in rule:
         return False
@@ -173,9 +173,9 @@ def outside_gateway(objects):
             if allowed(policies, "Egress", template_of(objects, "Deployment", name)["metadata"]["labels"], OUTSIDE, port)}
 
 
-def difference(what, wanted, there):
+def difference(what, wanted, found):
     """Lines with the missing and the extra elements."""
-    return [f"{what}: missing {each}" for each in sorted(wanted - there)] + [f"{what}: extra {each}" for each in sorted(there - wanted)]
+    return [f"{what}: missing {each}" for each in sorted(wanted - found)] + [f"{what}: extra {each}" for each in sorted(found - wanted)]
 
 
 def check():

@@ -87,8 +87,8 @@ class Postgres:
 
 def check_verify(system, *flags):
     """`ordermesh verify` checks promises 1 to 4 and finds no violation."""
-    said = system.run("verify", *flags, seconds=60)
-    check(said.count("kept") == 4, f"the promises are kept:\n{said}")
+    output = system.run("verify", *flags, seconds=60)
+    check(output.count("kept") == 4, f"the promises are kept:\n{output}")
 
 
 def skip_reason():

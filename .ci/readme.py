@@ -25,7 +25,7 @@ from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventua
 DOCUMENTS = ("README.md", "services/README.md", "services/FAILURES.md", "services/SETTINGS.md")
 PORT_BASE = 7000
 # Longer than the demo, which runs every scenario.
-COMMAND_LIMIT_S = 240
+COMMAND_TIMEOUT_S = 240
 
 
 @dataclass
@@ -83,9 +83,9 @@ class Shell:
         script.write_text(code + "\n")
         self.bash.stdin.write(f". {script} </dev/null >{output} 2>&1; echo $?\n")
         self.bash.stdin.flush()
-        answered, _, _ = select.select([self.bash.stdout], [], [], COMMAND_LIMIT_S)
-        said = output.read_text() if output.exists() else ""
-        check(answered, f"the command ends within {COMMAND_LIMIT_S} s: {code}\noutput:\n{said}")
+        answered, _, _ = select.select([self.bash.stdout], [], [], COMMAND_TIMEOUT_S)
+        printed = output.read_text() if output.exists() else ""
+        check(answered, f"the command ends within {COMMAND_TIMEOUT_S} s: {code}\noutput:\n{printed}")
         status = self.bash.stdout.readline()
         check(status, f"the shell is running after {code}")
         return output.read_text(), int(status)

@@ -65,11 +65,11 @@ class Load:
         ended = self.process.poll() is not None
         check(not ended, f"the load runs until it is stopped:\n{self.process.communicate()[0] if ended else ''}")
         self.process.send_signal(signal.SIGINT)
-        said, _ = self.process.communicate(timeout=180)
-        check(self.process.returncode == 0, f"every order ends in its expected state:\n{said}")
+        output, _ = self.process.communicate(timeout=180)
+        check(self.process.returncode == 0, f"every order ends in its expected state:\n{output}")
         figures = json.loads(self.report.read_text())
         failed = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
-        check(not failed, f"no call fails: {failed}\n{said}")
+        check(not failed, f"no call fails: {failed}\n{output}")
         return figures["latencies"]["acknowledged"]["count"], sum(figures["refusals"].values())
 
 

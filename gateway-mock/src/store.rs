@@ -84,11 +84,11 @@ impl Batched for InsertCharges {
             let inserted = insert(tx, batch).await?;
             let others = batch.iter().filter(|charge| !inserted.contains(&charge.key));
             let kept = kept(tx, others).await?;
-            let of = |charge: &Charge| {
+            let stored = |charge: &Charge| {
                 let kept = if inserted.contains(&charge.key) { Some(charge) } else { kept.get(&charge.key) };
                 kept.cloned().ok_or(storage::Error::Corrupt { what: "charge", value: charge.key.clone() })
             };
-            Ok(batch.iter().map(of).collect())
+            Ok(batch.iter().map(stored).collect())
         })
     }
 }

@@ -39,7 +39,7 @@ def login(email, password):
 
 
 def place(method, timeout):
-    """Orders and watches, until a terminal state or the deadline; returns the last step."""
+    """Orders and watches, until a terminal state or the deadline; returns the last message."""
     request = order_pb2.CreateOrderRequest(
         request_id=str(uuid.uuid4()), items=[order_pb2.OrderItem(sku="MUG-BLUE", quantity=1)],
         payment_method=method, contact_email=EMAIL, shipping_address=ADDRESS)

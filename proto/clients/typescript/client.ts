@@ -34,7 +34,7 @@ async function login(email: string, password: string) {
   return metadata;
 }
 
-/** Orders and watches, until a terminal state or the deadline; returns the last step. */
+/** Orders and watches, until a terminal state or the deadline; returns the last message. */
 async function place(paymentMethod: string, seconds: number) {
   const deadline = within(seconds);
   const request = CreateOrderRequest.fromPartial({

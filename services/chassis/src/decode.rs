@@ -47,8 +47,8 @@ fn more() -> Violation {
 pub struct Decoded<T> {
     /// The command, as an earlier release would have accepted it.
     pub command: T,
-    /// The newer rules that it breaks.
-    pub breaks: Option<Invalid>,
+    /// Its violations of rules that an earlier release did not have.
+    pub violations: Option<Invalid>,
 }
 
 impl Fields {
@@ -98,8 +98,8 @@ impl Fields {
     pub fn finish_known<T>(self, value: Option<T>) -> Result<Decoded<T>, Invalid> {
         match value {
             Some(command) if self.older() == 0 => {
-                let breaks = (!self.found.is_empty()).then_some(Invalid(self.found));
-                Ok(Decoded { command, breaks })
+                let violations = (!self.found.is_empty()).then_some(Invalid(self.found));
+                Ok(Decoded { command, violations })
             }
             Some(_) | None => Err(Invalid(self.found)),
         }

@@ -42,7 +42,7 @@ impl Opaque {
         let text = BASE64_URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let mut parts = text.as_deref().unwrap_or_default().splitn(3, ' ');
         match (parts.next(), parts.next(), parts.next()) {
-            (Some(VERSION), Some(of), Some(text)) if of == self.filters => Ok(text.to_owned()),
+            (Some(VERSION), Some(filters), Some(text)) if filters == self.filters => Ok(text.to_owned()),
             (Some(VERSION), Some(_), Some(_)) => Err(OpaqueError::FilterMismatch),
             _ => Err(OpaqueError::Malformed),
         }

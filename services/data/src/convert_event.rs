@@ -246,8 +246,8 @@ impl Filters<'_> {
         }
     }
 
-    fn fingerprint(&self, of: &str) -> Fingerprint {
-        Fingerprint::of(of)
+    fn fingerprint(&self, method: &str) -> Fingerprint {
+        Fingerprint::of(method)
             .part("type", self.event_type)
             .part("status", self.status)
             .part("service", self.service)

@@ -135,8 +135,9 @@ impl TraceEventStore {
 
 /// The columns of [`COLUMNS`].
 fn rows(events: &[TraceEvent]) -> Rows {
-    let text = |of: fn(&TraceEvent) -> &str| events.iter().map(move |event| of(event).to_owned());
-    let error = |of: fn(&EventError) -> &String| events.iter().map(move |event| event.error.as_ref().map(of).cloned());
+    let text = |get: fn(&TraceEvent) -> &str| events.iter().map(move |event| get(event).to_owned());
+    let error =
+        |get: fn(&EventError) -> &String| events.iter().map(move |event| event.error.as_ref().map(get).cloned());
     // A map of strings always has a JSON form.
     let attributes = |event: &TraceEvent| serde_json::to_string(&event.attributes).unwrap_or_default();
     Rows::new()

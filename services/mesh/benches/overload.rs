@@ -68,9 +68,9 @@ impl Service<http::Request<Body>> for Wait {
         Poll::Ready(Ok(()))
     }
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let wait = service_fn(|said: Request<String>| async {
+        let wait = service_fn(|message: Request<String>| async {
             tokio::time::sleep(WORK).await;
-            Ok(Response::new(said.into_inner()))
+            Ok(Response::new(message.into_inner()))
         });
         Box::pin(async move { Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(wait, request).await) })
     }

@@ -34,9 +34,9 @@ impl Service<http::Request<Body>> for Echo {
         Poll::Ready(Ok(()))
     }
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let say = service_fn(|said: Request<String>| async {
-            println!("{:?} has {:?} left and says:", caller(said.extensions()), time_left());
-            Ok(Response::new(said.into_inner()))
+        let say = service_fn(|message: Request<String>| async {
+            println!("{:?} has {:?} left and says:", caller(message.extensions()), time_left());
+            Ok(Response::new(message.into_inner()))
         });
         async move { Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(say, request).await) }.boxed()
     }

@@ -47,7 +47,7 @@ pub use monitor::snapshot::{
     BreakerState, CallSummary, CalledMethod, CallerCalls, EndpointState, LimitUse, ServedMethod, ServerSnapshot,
     Snapshot, Target, Window,
 };
-pub use monitor::tap::{Tap, TapCut, TapFilter, TapSide, TappedCall, TooManyTaps};
+pub use monitor::tap::{Tap, TapFilter, TapNotRead, TapSide, TappedCall, TooManyTaps};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use server::config::{

@@ -1,5 +1,5 @@
 //! One timeline of an order: its history, its payment's attempts, its events, and the gateway's ledger. The gateway is
-//! never called from here: its response is read through the Payment Service.
+//! never called from here: its ledger is read through the Payment Service.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl Explainer {
             .collect();
         let mut gaps = Vec::new();
         if timeline.len() >= usize::try_from(MAX_HISTORY).unwrap_or(usize::MAX) {
-            gaps.push(format!("history: the newest {} steps at most", timeline.len()));
+            gaps.push(format!("history: at most the newest {} transitions", timeline.len()));
         }
         let mut gateway_ledger = String::new();
         match payment {
@@ -90,8 +90,8 @@ impl Explainer {
     }
 }
 
-fn no_response(whose: &str, status: &tonic::Status) -> String {
-    shortened(&format!("{whose}: {:?}: {}", status.code(), status.message()), MAX_GAP_BYTES)
+fn no_response(source: &str, status: &tonic::Status) -> String {
+    shortened(&format!("{source}: {:?}: {}", status.code(), status.message()), MAX_GAP_BYTES)
 }
 
 /// Oldest first. If the timeline does not fit into a message, only the newest entries are kept, and a gap says so.
@@ -160,16 +160,18 @@ mod tests {
 
     #[test]
     fn the_longest_timeline_fits_into_the_default_message_limit_and_reports_the_omitted_entries() {
-        // The maximum number of steps, attempts and events, each with the longest text.
+        // The maximum number of transitions, attempts and events, each with the longest text.
         let all: Vec<_> = (0..2_500).map(|second| entry(second, 65_536)).collect();
         let mut gaps = Vec::new();
         let timeline = newest_that_fit(all, &mut gaps);
         assert_eq!(gaps, [format!("timeline: the newest {} of 2500 entries", timeline.len())]);
         assert_eq!(timeline.last().and_then(|last| last.time).map(|time| time.seconds), Some(2_499));
         assert!(timeline[0].summary.ends_with('…') && timeline[0].summary.len() <= MAX_SUMMARY_BYTES);
-        gaps.extend(["payment", "events"].map(|whose| no_response(whose, &tonic::Status::internal("ä".repeat(9_000)))));
+        gaps.extend(
+            ["payment", "events"].map(|source| no_response(source, &tonic::Status::internal("ä".repeat(9_000)))),
+        );
         let order = Some(convert::tests::largest_order());
-        let answer = proto::ExplainOrderResponse { order, timeline, gaps, gateway_ledger: "DECLINED x".into() };
-        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+        let response = proto::ExplainOrderResponse { order, timeline, gaps, gateway_ledger: "DECLINED x".into() };
+        assert!(response.encoded_len() < 4_194_304, "{}", response.encoded_len());
     }
 }

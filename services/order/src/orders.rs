@@ -58,7 +58,7 @@ impl Orders {
         user: UserId,
         command: CreateOrder,
     ) -> Result<Order, Error> {
-        self.create_decoded(operation, id, user, Decoded { command, breaks: None }).await
+        self.create_decoded(operation, id, user, Decoded { command, violations: None }).await
     }
 
     /// The same. A command that breaks only rules added by a later release may have its order already.
@@ -69,8 +69,8 @@ impl Orders {
         user: UserId,
         decoded: Decoded<CreateOrder>,
     ) -> Result<Order, Error> {
-        let Decoded { command, breaks } = decoded;
-        let rejection = match breaks {
+        let Decoded { command, violations } = decoded;
+        let rejection = match violations {
             Some(invalid) => Error::Invalid(invalid),
             None => match self.create_new(operation, id, user, &command).await {
                 Ok(Some(order)) => return Ok(order),
@@ -228,7 +228,7 @@ impl Orders {
                     let mut transitions = Transitions::of(table, &order);
                     let applied = transitions.apply_with_event(input, reason, &operation, Outcome::Success);
                     applied.map_err(|_| rejection(order.state))?;
-                    // The transition and the start of the drive both happen even if the caller's connection breaks in
+                    // The transition and the start of the driver both happen even if the caller's connection breaks in
                     // between.
                     let recorded = self.driver.detached(async move {
                         let recorded =

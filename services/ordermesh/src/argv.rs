@@ -70,9 +70,9 @@ fn hidden(args: Vec<OsString>) -> Hidden {
 
 /// The variable of a flag: of `--database-url`, and of verify's `--order-database-url` and so on.
 fn variable(flag: &str) -> Option<String> {
-    let of = flag.strip_prefix("--")?.strip_suffix("database-url")?;
-    match of.strip_suffix('-').map(Service::named) {
-        None if of.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
+    let prefix = flag.strip_prefix("--")?.strip_suffix("database-url")?;
+    match prefix.strip_suffix('-').map(Service::named) {
+        None if prefix.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
         Some(Some(service)) => Some(format!("ORDERMESH_{}_DATABASE_URL", service.name().to_uppercase())),
         None | Some(None) => None,
     }

@@ -25,7 +25,7 @@ use crate::out;
 pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 
 /// Maximum time for a drain: longer than the services' own limits, and the default grace period of Kubernetes.
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Set by the supervisor or not at all: inherited, these would make instances that other services cannot reach.
 const NOT_INHERITED: [&str; 8] = [
@@ -96,7 +96,7 @@ impl Pids {
 
     /// The processes of a service's instances.
     pub(crate) fn of(&self, service: &str) -> Vec<u32> {
-        let is_of_it = |name: &str| name.rsplit_once('-').is_some_and(|(of, _)| of == service);
+        let is_of_it = |name: &str| name.rsplit_once('-').is_some_and(|(prefix, _)| prefix == service);
         self.lock().iter().filter(|(name, _)| is_of_it(name)).map(|(_, pid)| *pid).collect()
     }
 
@@ -214,8 +214,8 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
 
 async fn drain(spec: &Spec, mut child: Child, stdin: Option<ChildStdin>) {
     drop(stdin);
-    if tokio::time::timeout(DRAIN_LIMIT, child.wait()).await.is_err() {
-        spec.say(&format!("did not exit within {} s; killing it", DRAIN_LIMIT.as_secs()));
+    if tokio::time::timeout(DRAIN_TIMEOUT, child.wait()).await.is_err() {
+        spec.say(&format!("did not exit within {} s; killing it", DRAIN_TIMEOUT.as_secs()));
         // It may have exited just now: then there is nothing to kill.
         let _ = child.kill().await;
     }
@@ -260,6 +260,6 @@ mod tests {
         // If closing stdin had no effect, this would time out and kill the child.
         let began = Instant::now();
         drain(&spec, child, stdin).await;
-        assert!(began.elapsed() < DRAIN_LIMIT);
+        assert!(began.elapsed() < DRAIN_TIMEOUT);
     }
 }

@@ -205,13 +205,13 @@ mod tests {
 
     #[test]
     fn one_type_is_filtered_by_the_server_and_several_by_the_client() {
-        let event = |of: EventType| TraceEvent { r#type: of.into(), ..TraceEvent::default() };
-        let of = |types: &[EventType]| Filter { types: types.to_vec(), ..Filter::default() };
+        let event = |kind: EventType| TraceEvent { r#type: kind.into(), ..TraceEvent::default() };
+        let filter = |types: &[EventType]| Filter { types: types.to_vec(), ..Filter::default() };
         let (login, lookup, creation) = (EventType::UserLogin, EventType::DataLookup, EventType::OrderCreation);
-        assert_eq!(of(&[]).only_type(), 0);
-        assert!(of(&[]).fits(&event(lookup)));
-        assert_eq!(of(&[login]).only_type(), i32::from(login));
-        let two = of(&[login, creation]);
+        assert_eq!(filter(&[]).only_type(), 0);
+        assert!(filter(&[]).fits(&event(lookup)));
+        assert_eq!(filter(&[login]).only_type(), i32::from(login));
+        let two = filter(&[login, creation]);
         assert_eq!(two.only_type(), 0);
         assert!(two.fits(&event(login)) && two.fits(&event(creation)) && !two.fits(&event(lookup)));
     }

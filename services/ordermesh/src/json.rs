@@ -27,7 +27,8 @@ static CONTRACTS: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// The JSON encoding of protocol buffers, on one line: as `grpcurl` prints it. `name` is the message's full name.
 pub(crate) fn message(name: &str, message: &impl Message) -> String {
     let described = CONTRACTS.get_message_by_name(name);
-    let dynamic = described.and_then(|of| DynamicMessage::decode(of, message.encode_to_vec().as_slice()).ok());
+    let dynamic =
+        described.and_then(|descriptor| DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok());
     dynamic.and_then(|dynamic| serde_json::to_string(&dynamic).ok()).unwrap_or_default()
 }
 

@@ -53,8 +53,8 @@ struct Limit {
     reason: &'static str,
 }
 
-fn access(of: Access) -> &'static str {
-    match of {
+fn access(access: Access) -> &'static str {
+    match access {
         Access::Public => "public",
         Access::Customer => "customer",
         Access::Operator => "operator",
@@ -62,8 +62,8 @@ fn access(of: Access) -> &'static str {
     }
 }
 
-fn idempotency(of: Idempotency) -> &'static str {
-    match of {
+fn idempotency(level: Idempotency) -> &'static str {
+    match level {
         Idempotency::Unknown => "unknown",
         Idempotency::Idempotent => "idempotent",
         Idempotency::NoSideEffects => "no_side_effects",

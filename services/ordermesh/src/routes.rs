@@ -87,13 +87,13 @@ impl Row {
 
 /// What a traffic policy changes, for example `timeout 5s, 50 % delay 300ms`.
 fn traffic(rule: &TrafficRule) -> String {
-    let span = |of: &Option<prost_types::Duration>| {
-        let millis = duration(of).as_millis();
+    let text_of = |value: &Option<prost_types::Duration>| {
+        let millis = duration(value).as_millis();
         if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
     };
-    let timeout = rule.timeout.is_some().then(|| format!("timeout {}", span(&rule.timeout)));
+    let timeout = rule.timeout.is_some().then(|| format!("timeout {}", text_of(&rule.timeout)));
     let fault = rule.fault.as_ref().map(|fault| {
-        let delay = if fault.delay.is_some() { format!(" delay {}", span(&fault.delay)) } else { String::new() };
+        let delay = if fault.delay.is_some() { format!(" delay {}", text_of(&fault.delay)) } else { String::new() };
         let code = if fault.code.is_empty() { String::new() } else { format!(" {}", fault.code) };
         format!("{} %{delay}{code}", fault.percent)
     });

@@ -19,10 +19,10 @@ pub(crate) fn line_state(state: i32) -> &'static str {
 }
 
 /// The name of an event type, for example `user_login`; the number of an unknown one.
-pub(crate) fn event_type(of: i32) -> String {
-    match EventType::try_from(of) {
+pub(crate) fn event_type(number: i32) -> String {
+    match EventType::try_from(number) {
         Ok(known) => known.as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase(),
-        Err(_) => of.to_string(),
+        Err(_) => number.to_string(),
     }
 }
 

@@ -15,11 +15,11 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
-    let of = |package: &Value| {
+    let entry = |package: &Value| {
         let normal = package["dependencies"].as_array().expect("a list").iter().filter(|one| one["kind"].is_null());
         (name(package), normal.map(name).collect())
     };
-    metadata["packages"].as_array().expect("a list").iter().map(of).collect()
+    metadata["packages"].as_array().expect("a list").iter().map(entry).collect()
 }
 
 /// The crates that depend on `library`.

@@ -128,20 +128,25 @@ fn the_golden_trace_matches_the_one_compared_by_ci() {
 
 #[test]
 fn the_settings_match_the_help_texts() {
-    let of: Vec<_> = SERVICES.into_iter().map(|service| (service, settings(Some(service)))).collect();
+    let by_service: Vec<_> = SERVICES.into_iter().map(|service| (service, settings(Some(service)))).collect();
     // The gateway is not part of the platform: it has most of the common settings.
-    let platform = &of[..4];
-    let common: Vec<Setting> =
-        of[0].1.iter().filter(|setting| platform.iter().all(|(_, all)| all.contains(setting))).cloned().collect();
+    let platform = &by_service[..4];
+    let common: Vec<Setting> = by_service[0]
+        .1
+        .iter()
+        .filter(|setting| platform.iter().all(|(_, all)| all.contains(setting)))
+        .cloned()
+        .collect();
     assert!(common.len() > 10, "expected more common settings: {common:?}");
     let mut text = table("**The whole system** (`ordermesh` without a subcommand):", &settings(None));
-    let not_the_gateways = common.iter().filter(|setting| of[4].1.iter().all(|other| other.flag != setting.flag));
+    let not_the_gateways =
+        common.iter().filter(|setting| by_service[4].1.iter().all(|other| other.flag != setting.flag));
     let flags = not_the_gateways.map(|setting| setting.flag.split(' ').next());
     let flags: Vec<_> = flags.flatten().map(|flag| format!("`{flag}`")).collect();
     let title =
         format!("**Every service** (`user`, `order`, `payment`, `data`; `gateway` except {}):", flags.join(", "));
     text += &table(&title, &common);
-    for (service, all) in &of {
+    for (service, all) in &by_service {
         let own: Vec<Setting> = all.iter().filter(|setting| !common.contains(setting)).cloned().collect();
         assert!(!own.is_empty(), "expected settings of {service}'s own");
         text += &table(&format!("**`{service}`**:"), &own);

@@ -33,11 +33,11 @@ fn output_of_failed_start(folder: &Path, args: &[&str], env: &[(&str, &str)]) ->
         .stdin(Stdio::null())
         .output()
         .expect("it exits");
-    let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
-    assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
-    assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");
-    assert!(!said.contains("retrying:"), "expected no retry of an invalid setting: {said}");
-    said
+    let output = [out.stdout, out.stderr].map(|output| String::from_utf8_lossy(&output).into_owned()).join("\n");
+    assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {output}");
+    assert!(output.contains("error:") && !output.contains(SECRET), "{args:?} {env:?}: {output}");
+    assert!(!output.contains("retrying:"), "expected no retry of an invalid setting: {output}");
+    output
 }
 
 #[test]
@@ -58,8 +58,8 @@ fn every_command_rejects_an_invalid_database_url() {
     }
     for service in ["user", "payment"] {
         let env = [("ORDERMESH_DATABASE_URL", URLS[0]), ("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "a-key")];
-        let said = output_of_failed_start(folder.path(), &[service], &env);
-        assert!(said.contains("the database URL cannot be parsed"), "{said}");
+        let output = output_of_failed_start(folder.path(), &[service], &env);
+        assert!(output.contains("the database URL cannot be parsed"), "{output}");
     }
 }
 

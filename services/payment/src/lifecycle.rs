@@ -162,7 +162,7 @@ pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
         None                       => State::Cancelled,
         Some(State::Pending)       => State::Cancelling,
         Some(State::InDoubt)       => State::Cancelling,
-        // Also if the doubt limit has caused it: the request is recorded, and decides what follows.
+        // Even if the doubt limit caused this state: the request is recorded, and decides what follows.
         Some(State::Cancelling)    => State::Cancelling,
         Some(State::Refunding)     => State::Refunding,
         Some(State::Succeeded)     => State::Refunding,
@@ -218,9 +218,9 @@ impl State {
         STATES.into_iter().find(|state| state.name() == name)
     }
 
-    /// Whether it has no pending effect: it stays until the order requests something else.
-    pub const fn is_settled(self) -> bool {
-        pending_effect(self, 1).is_none()
+    /// Whether it has a pending effect; without one it stays until the order requests something else.
+    pub const fn has_pending_effect(self) -> bool {
+        pending_effect(self, 1).is_some()
     }
 }
 
@@ -257,8 +257,8 @@ impl Observation {
     }
 }
 
-/// The table as a mermaid state diagram; the README contains it, and a test keeps them equal. Omitted: unreachable rows
-/// (cancellation requested, but not CANCELLING), and refunds that this service did not request.
+/// The table as a mermaid state diagram; services/README.md contains it, and a test keeps them equal. Omitted:
+/// unreachable rows (cancellation requested, but not CANCELLING), and refunds that this service did not request.
 pub fn diagram() -> String {
     let mut text = String::from("stateDiagram-v2\n    [*] --> PENDING: ProcessPayment\n");
     let mut lines = vec![format!("    [*] --> {}: CancelPayment came first", on_cancel(None, 1, 0).name())];
@@ -288,10 +288,10 @@ pub fn diagram() -> String {
         }
         let to = on_cancel(Some(state), 2, 1);
         if to != state {
-            let larger = if state == State::RefundRefused { " with a larger n" } else { "" };
+            let larger = if state == State::RefundRefused { " with a larger refund_attempt" } else { "" };
             lines.push(format!("    {} --> {}: CancelPayment{larger}", state.name(), to.name()));
         }
-        if state.is_settled() && !matches!(state, State::RefundRefused) {
+        if !state.has_pending_effect() && !matches!(state, State::RefundRefused) {
             lines.push(format!("    {} --> [*]", state.name()));
         }
     }
@@ -322,24 +322,28 @@ mod tests {
 
     #[test]
     fn no_observation_moves_a_state_without_a_pending_effect() {
-        for (state, observed, cancel, doubt) in rows().filter(|row| row.0.is_settled()) {
+        for (state, observed, cancel, doubt) in rows().filter(|row| !row.0.has_pending_effect()) {
             assert_eq!(after(state, observed, cancel, doubt), state, "{state:?} {observed:?}");
         }
     }
 
     #[test]
     fn a_pending_effect_is_completed_by_some_response_and_never_without_one() {
-        for state in STATES.into_iter().filter(|state| !state.is_settled()) {
-            assert!(rows().any(|(of, observed, cancel, doubt)| of == state && after(of, observed, cancel, doubt).is_settled()));
+        for state in STATES.into_iter().filter(|state| state.has_pending_effect()) {
+            assert!(rows().any(|(from, observed, cancel, doubt)| from == state
+                && !after(from, observed, cancel, doubt).has_pending_effect()));
         }
-        for (state, _, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
-            assert!(!after(state, Observation::Unknown, cancel, doubt).is_settled(), "{state:?} {cancel:?} {doubt:?}");
+        for (state, _, cancel, doubt) in rows().filter(|row| row.0.has_pending_effect()) {
+            assert!(
+                after(state, Observation::Unknown, cancel, doubt).has_pending_effect(),
+                "{state:?} {cancel:?} {doubt:?}"
+            );
         }
     }
 
     #[test]
     fn a_charge_ends_in_succeeded_or_refunding() {
-        for (state, _, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
+        for (state, _, cancel, doubt) in rows().filter(|row| row.0.has_pending_effect()) {
             let to = after(state, Observation::Charged, cancel, doubt);
             assert!(matches!(to, State::Succeeded | State::Refunding), "{state:?} {cancel:?} {doubt:?}");
             if cancel == CancelRequested::Yes {
@@ -350,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_payment_fails_only_if_it_certainly_was_not_charged() {
-        for (state, observed, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
+        for (state, observed, cancel, doubt) in rows().filter(|row| row.0.has_pending_effect()) {
             if matches!(after(state, observed, cancel, doubt), State::Declined | State::Failed | State::Cancelled) {
                 assert!(matches!(observed, Observation::Declined | Observation::Tombstone), "{state:?} {observed:?}");
             }
@@ -386,7 +390,7 @@ mod tests {
             "CANCELLING --> REFUNDING: charged, cancellation requested",
             "CANCELLING --> SUCCEEDED: charged",
             "SUCCEEDED --> REFUNDING: CancelPayment",
-            "REFUND_REFUSED --> REFUNDING: CancelPayment with a larger n",
+            "REFUND_REFUSED --> REFUNDING: CancelPayment with a larger refund_attempt",
         ] {
             assert!(diagram.lines().any(|shown| shown.trim() == line), "{line} is missing in\n{diagram}");
         }

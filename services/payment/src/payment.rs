@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn exactly_the_states_without_a_pending_effect_have_an_event() {
         for state in STATES {
-            assert_eq!(event_of(state, None, "").is_some(), state.is_settled(), "{state:?}");
+            assert_eq!(event_of(state, None, "").is_some(), !state.has_pending_effect(), "{state:?}");
         }
     }
 

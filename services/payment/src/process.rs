@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::driver::Driver;
 use crate::error::Error;
 use crate::payment::{DeclineCode, EVENT_TYPE, Payment, PaymentMethod};
-use crate::store::{Draft, OpenOperation, Opened, Store};
+use crate::store::{Draft, Joined, OpenOperation, Store};
 use crate::subscriptions::{Subscription, Subscriptions};
 
 /// Reserved from a call's remaining time for sending the response.
@@ -74,13 +74,13 @@ impl std::fmt::Debug for Processor {
 }
 
 struct Started {
-    opened: Opened,
+    joined: Joined,
     subscription: Subscription,
 }
 
 impl Processor {
     /// Starts or joins the payment of an order, and returns what is known when it has a result or the time is up. The
-    /// drive is a separate task: it outlives the call.
+    /// driver runs in a separate task, which outlives the call.
     ///
     /// # Errors
     /// The order has a payment with another command; the database failed.
@@ -104,10 +104,11 @@ impl Processor {
         };
         let open = self.opener("process_payment", call, command.order_id, Some(command.user_id));
         let store = self.store.clone();
-        let started =
-            self.start(command.order_id, move |lease| async move { store.open(draft, lease, open).await }).await?;
+        let started = self
+            .start(command.order_id, move |lease| async move { store.create_or_join(draft, lease, open).await })
+            .await?;
         // A tombstone recorded first has no command to compare with: the response is CANCELLED.
-        if started.opened.payment.fingerprint.as_ref().is_some_and(|stored| *stored != command.fingerprint) {
+        if started.joined.payment.fingerprint.as_ref().is_some_and(|stored| *stored != command.fingerprint) {
             return Err(Error::RequestIdReused);
         }
         Ok(self.wait(started).await)
@@ -140,26 +141,26 @@ impl Processor {
         }
     }
 
-    /// Opens (or cancels) and drives in a separate task, so that a client that disconnects in between leaves no lease
-    /// without a driver.
+    /// Records (or cancels) and drives the payment in a separate task, so that a client that disconnects in between
+    /// leaves no lease without a driver.
     async fn start<W, F>(&self, order_id: OrderId, open: W) -> Result<Started, Error>
     where
         W: FnOnce(Option<crate::store::Lease>) -> F + Send + 'static,
-        F: Future<Output = Result<Opened, storage::Error>> + Send,
+        F: Future<Output = Result<Joined, storage::Error>> + Send,
     {
         let (sender, started) = oneshot::channel();
         let (driver, subscriptions) = (self.driver.clone(), self.subscriptions.clone());
         self.driver.context().tasks.spawn(async move {
             let permit = driver.permit();
             let lease = permit.as_ref().map(|_| driver.context().lease());
-            let opened = match open(lease).await {
-                Ok(opened) => opened,
+            let joined = match open(lease).await {
+                Ok(joined) => joined,
                 Err(error) => return drop(sender.send(Err(error))),
             };
-            let to_drive = opened.is_ours.then(|| opened.payment.clone()).zip(permit);
-            // Subscribe before the drive starts, but after the change: an earlier result does not count.
+            let to_drive = joined.is_ours.then(|| joined.payment.clone()).zip(permit);
+            // Subscribe before the driver starts, but after the change: an earlier result does not count.
             let subscription = subscriptions.subscribe(order_id);
-            let _ = sender.send(Ok(Started { opened, subscription }));
+            let _ = sender.send(Ok(Started { joined, subscription }));
             if let Some((payment, permit)) = to_drive {
                 driver.drive(payment, permit).await;
             }
@@ -168,34 +169,35 @@ impl Processor {
     }
 
     async fn wait(&self, started: Started) -> Payment {
-        let Started { opened: Opened { payment, is_ours }, mut subscription } = started;
-        if payment.state.is_settled() {
+        let Started { joined: Joined { payment, is_ours }, mut subscription } = started;
+        if !payment.state.has_pending_effect() {
             return payment;
         }
         let left = mesh::time_left().map_or(Duration::MAX, |left| left.saturating_sub(RESPONSE_MARGIN));
         let end = Instant::now() + left.min(self.limits.max_wait);
         loop {
-            // A drive of this instance notifies the subscription; another instance's does not.
+            // This instance's driver notifies the subscription; another instance's does not.
             let next_read = if is_ours { end } else { end.min(Instant::now() + READ_INTERVAL) };
             tokio::select! {
-                Some(settled) = subscription.result() => return settled,
+                Some(result) = subscription.result() => return result,
                 () = sleep_until(next_read) => {}
             }
             let is_over = Instant::now() >= end;
-            if is_over && let Some(settled) = subscription.close() {
-                return settled;
+            if is_over && let Some(result) = subscription.close() {
+                return result;
             }
             // If the database is unavailable for this read, the payment as known before is the response.
             let read = self.store.find(payment.order_id).await.ok().flatten();
             match read {
-                Some(read) if is_over || read.state.is_settled() => return read,
+                Some(read) if is_over || !read.state.has_pending_effect() => return read,
                 None if is_over => return payment,
                 Some(_) | None => {}
             }
         }
     }
 
-    /// Opens the operation of a change without the gateway: a child of the call, which it does not keep open.
+    /// Opens the operation of a change that needs no call of the gateway: a child of the call's operation, which may
+    /// end first.
     fn opener(
         &self,
         name: &'static str,

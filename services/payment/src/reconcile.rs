@@ -36,7 +36,7 @@ impl fmt::Display for LedgerEntry {
             Self::Row(Charge { status: ChargeStatus::Declined(code), .. }) => write!(f, "DECLINED {}", code.name()),
             Self::Row(charge) => f.write_str(charge.status.name()),
             Self::NoRow => f.write_str("no row"),
-            Self::NoResponse => f.write_str("no answer"),
+            Self::NoResponse => f.write_str("no response"),
         }
     }
 }
@@ -132,7 +132,7 @@ impl Reconciler {
             after = Some(last.order_id);
             for payment in payments {
                 found.payment_count = found.payment_count.saturating_add(1);
-                if !payment.state.is_settled() {
+                if payment.state.has_pending_effect() {
                     found.unfinished_count = found.unfinished_count.saturating_add(1);
                 } else if !matching.contains(&payment.order_id) {
                     self.look_again(payment.order_id, &mut found).await?;

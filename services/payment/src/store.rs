@@ -36,7 +36,7 @@ pub struct Draft {
     /// The order's id, the primary key.
     pub order_id: OrderId,
     pub user_id: UserId,
-    /// None if the currency is unknown: then `declined` is batch.
+    /// None if the currency is unknown: then `declined` is set.
     pub amount: Option<Money>,
     /// The payment method's token.
     pub payment_method: PaymentMethod,
@@ -52,7 +52,7 @@ pub struct Draft {
 
 /// The result of requesting or cancelling a payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Opened {
+pub struct Joined {
     /// The payment as it is now.
     pub payment: Payment,
     /// Whether this instance has taken the lease, and drives the payment.
@@ -183,13 +183,18 @@ impl Store {
 
     /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
     /// instance takes it if the payment is due and not leased.
-    pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
+    pub async fn create_or_join(
+        &self,
+        draft: Draft,
+        lease: Option<Lease>,
+        open: OpenOperation,
+    ) -> Result<Joined, Error> {
         self.batchers().insert_payments.commit(NewPayment { draft, lease, open }).await
     }
 
-    /// An order of several that has a payment already is opened alone: its payment is locked then, and a batch holds no
-    /// locks while it waits for one.
-    async fn open_in(&self, tx: &Tx, batch: &[NewPayment]) -> Result<Vec<Opened>, BatchError> {
+    /// A command whose order has a payment already is run alone: joining locks the payment, and a batch holds no locks
+    /// while it waits for one.
+    async fn create_or_join_in(&self, tx: &Tx, batch: &[NewPayment]) -> Result<Vec<Joined>, BatchError> {
         let payments: Vec<(Payment, Schedule)> = batch.iter().map(|new| self.new_payment(new)).collect();
         let mut sorted: Vec<(&Payment, &Schedule)> =
             payments.iter().map(|(payment, schedule)| (payment, schedule)).collect();
@@ -199,18 +204,18 @@ impl Store {
             let exists = |new: &NewPayment| !inserted.contains(&new.draft.order_id.as_uuid());
             return Err(BatchError::Split((0..batch.len()).filter(|index| exists(&batch[*index])).collect()));
         }
-        let mut opened = Vec::with_capacity(batch.len());
+        let mut joined = Vec::with_capacity(batch.len());
         for (new, (payment, schedule)) in batch.iter().zip(payments) {
             if !inserted.contains(&payment.order_id.as_uuid()) {
-                opened.push(self.join_existing(tx, new).await?);
+                joined.push(self.join_existing(tx, new).await?);
                 continue;
             }
-            if payment.state.is_settled() {
+            if !payment.state.has_pending_effect() {
                 self.record_insert(tx, &payment, "declined by the service's own checks", &new.open).await?;
             }
-            opened.push(Opened { is_ours: schedule.lease.is_some(), payment });
+            joined.push(Joined { is_ours: schedule.lease.is_some(), payment });
         }
-        Ok(opened)
+        Ok(joined)
     }
 
     /// The payment that a command inserts if its order has none, and its schedule.
@@ -222,10 +227,10 @@ impl Store {
         (payment, schedule)
     }
 
-    async fn join_existing(&self, tx: &Tx, new: &NewPayment) -> Result<Opened, Error> {
+    async fn join_existing(&self, tx: &Tx, new: &NewPayment) -> Result<Joined, Error> {
         let payment = self.lock(tx, new.draft.order_id).await?;
         if payment.fingerprint.as_ref() != Some(&new.draft.fingerprint) {
-            return Ok(Opened { payment, is_ours: false });
+            return Ok(Joined { payment, is_ours: false });
         }
         self.join(tx, payment, new.lease.clone()).await
     }
@@ -240,7 +245,7 @@ impl Store {
         parent: TraceParent,
         lease: Option<Lease>,
         open: OpenOperation,
-    ) -> Result<Opened, Error> {
+    ) -> Result<Joined, Error> {
         self.db
             .transact_rows((self.clone(), lease, open), move |tx, (store, lease, open)| {
                 Box::pin(async move { store.cancel_in(tx, order_id, n, parent, lease, &open).await })
@@ -256,11 +261,11 @@ impl Store {
         parent: TraceParent,
         lease: Option<Lease>,
         open: &OpenOperation,
-    ) -> Result<Opened, Error> {
+    ) -> Result<Joined, Error> {
         let tombstone = self.tombstone(order_id, n, parent);
         if !self.insert(tx, &[(&tombstone, &Schedule::default())]).await?.is_empty() {
             self.record_insert(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
-            return Ok(Opened { payment: tombstone, is_ours: false });
+            return Ok(Joined { payment: tombstone, is_ours: false });
         }
         let before = self.lock(tx, order_id).await?;
         let to = on_cancel(Some(before.state), n, before.refund_n);
@@ -285,16 +290,16 @@ impl Store {
         let is_ours = schedule.lease.is_some();
         let update = PaymentUpdate { before, after, attempt, schedule, event: None };
         let written = self.write(tx, std::slice::from_ref(&update)).await?;
-        Ok(Opened { is_ours, payment: written.into_iter().flatten().next().ok_or(Error::Closed)? })
+        Ok(Joined { is_ours, payment: written.into_iter().flatten().next().ok_or(Error::Closed)? })
     }
 
     /// Takes the lease of a payment if it is due and not leased.
-    async fn join(&self, tx: &Tx, payment: Payment, lease: Option<Lease>) -> Result<Opened, Error> {
+    async fn join(&self, tx: &Tx, payment: Payment, lease: Option<Lease>) -> Result<Joined, Error> {
         let Some(lease) = lease.filter(|_| payment.pending_effect().is_some()) else {
-            return Ok(Opened { payment, is_ours: false });
+            return Ok(Joined { payment, is_ours: false });
         };
         let claimed = self.claim_in(tx, payment.order_id, &lease).await?;
-        Ok(claimed.map_or(Opened { payment, is_ours: false }, |payment| Opened { payment, is_ours: true }))
+        Ok(claimed.map_or(Joined { payment, is_ours: false }, |payment| Joined { payment, is_ours: true }))
     }
 
     /// Takes the lease of a payment if it is due and not leased.

@@ -29,7 +29,7 @@ use crate::url::SqliteUrl;
 pub(crate) const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// How often opening a locked file is tried.
-const MOST_OPENS: u32 = 50;
+const MAX_OPENS: u32 = 50;
 
 /// The kind of database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,7 +215,7 @@ async fn open_file(options: impl Fn() -> ConnectOptions) -> Result<DatabaseConne
     let mut attempt = 1;
     loop {
         match open(options()).await {
-            Err(error) if error.is_busy() && attempt < MOST_OPENS => pause(attempt).await,
+            Err(error) if error.is_busy() && attempt < MAX_OPENS => pause(attempt).await,
             done => return done,
         }
         attempt += 1;

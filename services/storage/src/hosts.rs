@@ -25,10 +25,10 @@ const ROLE: &str = "SELECT current_setting('transaction_read_only')::boolean, pg
                     CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END, \
                     pg_postmaster_start_time()::text";
 
-/// The time limit of the last primary's answer, before the other hosts are asked.
-const PRIMARY_LIMIT: Duration = Duration::from_secs(1);
-/// How long the other hosts may take after the first primary has answered.
-const OTHERS_LIMIT: Duration = Duration::from_secs(1);
+/// Timeout of a connection to the last primary; after it the other hosts are asked too.
+const PRIMARY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of the other hosts, from the response of the first primary on.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The URL's parameters that the driver knows (sqlx 0.9), apart from `options[…]`.
 const PARAMETERS: [&str; 18] = [
@@ -86,8 +86,8 @@ pub(crate) struct Hosts {
     options: Vec<PgConnectOptions>,
     target: Target,
     primary: Mutex<Primary>,
-    /// A connection to the primary broke or did not answer: it may have a successor that it does not know.
-    is_doubted: AtomicBool,
+    /// A connection to the primary broke or was unresponsive: another host may have been promoted.
+    needs_discovery: AtomicBool,
 }
 
 impl Hosts {
@@ -107,7 +107,7 @@ impl Hosts {
             url.parse::<PgConnectOptions>().ok().filter(|_| is_named).ok_or(Error::UrlMalformed)
         };
         let options = hosts.iter().map(parse).collect::<Result<_, _>>()?;
-        Ok(Self { options, target, primary: Mutex::default(), is_doubted: AtomicBool::new(false) })
+        Ok(Self { options, target, primary: Mutex::default(), needs_discovery: AtomicBool::new(false) })
     }
 
     /// The same with other options.
@@ -117,7 +117,7 @@ impl Hosts {
     }
 
     /// Whether the primary may change.
-    pub(crate) fn are_several(&self) -> bool {
+    pub(crate) fn has_several(&self) -> bool {
         self.options.len() > 1
     }
 
@@ -133,8 +133,8 @@ impl Hosts {
     }
 
     /// The next connection is made by [`Hosts::discover`].
-    pub(crate) fn doubt(&self) {
-        self.is_doubted.store(true, Ordering::Relaxed);
+    pub(crate) fn require_discovery(&self) {
+        self.needs_discovery.store(true, Ordering::Relaxed);
     }
 
     /// A connection to the last primary, if it is still the primary; else to the one that [`Hosts::discover`] finds.
@@ -145,8 +145,8 @@ impl Hosts {
         let last = self.primary();
         if last.timeline > 0
             && !last.is_split
-            && !self.is_doubted.load(Ordering::Relaxed)
-            && let Ok(Ok(found)) = timeout(PRIMARY_LIMIT, self.ask(last.index)).await
+            && !self.needs_discovery.load(Ordering::Relaxed)
+            && let Ok(Ok(found)) = timeout(PRIMARY_TIMEOUT, self.ask(last.index)).await
             && found.timeline == last.timeline
         {
             return Ok(found.connection);
@@ -159,7 +159,7 @@ impl Hosts {
     /// # Errors
     /// No host is a primary, or two are. If a server has answered with an error, it is that one.
     pub(crate) async fn discover(&self) -> Result<PgConnection, sqlx::Error> {
-        self.is_doubted.store(false, Ordering::Relaxed);
+        self.needs_discovery.store(false, Ordering::Relaxed);
         let mut pending: FuturesUnordered<_> = (0..self.options.len()).map(|index| self.ask(index)).collect();
         let mut failures = Vec::new();
         let first = loop {
@@ -176,7 +176,7 @@ impl Hosts {
             }
         };
         // A host that does not answer in time is no primary.
-        let _ = timeout(OTHERS_LIMIT, others).await;
+        let _ = timeout(OTHERS_TIMEOUT, others).await;
         let chosen = {
             let mut primary = self.primary.lock();
             choose(candidates, &mut primary, |index| self.name(index))
@@ -212,7 +212,7 @@ impl Hosts {
     /// With several hosts, an I/O error names the host.
     fn named(&self, index: usize, error: sqlx::Error) -> sqlx::Error {
         if let sqlx::Error::Io(error) = &error
-            && self.are_several()
+            && self.has_several()
         {
             return sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))));
         }
@@ -305,8 +305,9 @@ mod tests {
 
     fn parsed(url: &str) -> (Vec<String>, Target) {
         let hosts = Hosts::parse(url).expect(url);
-        let name = |of: &PgConnectOptions| {
-            format!("{}@{}:{}/{}", of.get_username(), of.get_host(), of.get_port(), of.get_database().unwrap_or(""))
+        let name = |host: &PgConnectOptions| {
+            let database = host.get_database().unwrap_or("");
+            format!("{}@{}:{}/{database}", host.get_username(), host.get_host(), host.get_port())
         };
         (hosts.options.iter().map(name).collect(), hosts.target)
     }

@@ -28,8 +28,8 @@ pub struct Migration {
     pub postgres: &'static [&'static str],
 }
 
-/// PostgreSQL: the time limit of a migration's statement. Without an answer by then, the connection counts as broken.
-const STEP_LIMIT: Duration = Duration::from_secs(3_600);
+/// PostgreSQL: timeout of a migration's statement. Without a response by then, the connection counts as broken.
+const STEP_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// The lock of migrations: an arbitrary number that no other program uses.
 const POSTGRES_LOCK: &str = "pg_try_advisory_xact_lock(7251011620)";
@@ -77,7 +77,7 @@ impl Database {
                 tokio::time::sleep(LOCK_INTERVAL).await;
             }
             if let Open::Postgres(lease) = &mut tx.0 {
-                lease.get_mut().set_limit(STEP_LIMIT);
+                lease.get_mut().set_limit(STEP_TIMEOUT);
             }
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
             if let Some(schema) = &self.0.schema {

@@ -2,7 +2,7 @@
 //!
 //! sqlx's own pool (0.9.0) pings a returned connection without a timeout, so that each unresponsive connection costs a
 //! slot for ever. This pool does not ping returned connections; one whose statement was cancelled is drained within
-//! [`SETTLE_LIMIT`] or closed. sqlx has no option for TCP keepalive either: it is replaced by a limit on each
+//! [`CLEANUP_TIMEOUT`] or closed. sqlx has no option for TCP keepalive either: it is replaced by a limit on each
 //! statement, the probe's evidence ([`crate::probe`]), and the server's own keepalive and `tcp_user_timeout`.
 
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::connect::{Options, SLOW_STATEMENT};
 use crate::error::{self, Error};
 use crate::hosts::Hosts;
 
-/// How much longer than the server's `statement_timeout` an answer is waited for: a later one was lost on the way.
-const ANSWER_GRACE: Duration = Duration::from_secs(2);
-/// The time limit of a statement on an invalidated connection, after others of its age have become unresponsive.
-const INVALID_LIMIT: Duration = Duration::from_secs(3);
-/// How long a connection may take to finish a cancelled statement.
-const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+/// Added to the server's `statement_timeout`: a response that has not arrived by then is lost.
+const RESPONSE_GRACE: Duration = Duration::from_secs(2);
+/// Timeout of a statement on an invalidated connection: others of its generation are unresponsive.
+const INVALIDATED_TIMEOUT: Duration = Duration::from_secs(3);
+/// Timeout of finishing a cancelled statement, before the connection is reused.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The age at which a connection is closed, and the idle time after which it is.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
@@ -115,7 +115,7 @@ impl Pool {
                 .options([
                     ("statement_timeout", millis(options.statement_timeout)),
                     // A crashed client holds no lock: its transaction is ended.
-                    ("idle_in_transaction_session_timeout", millis(options.statement_timeout + ANSWER_GRACE)),
+                    ("idle_in_transaction_session_timeout", millis(options.statement_timeout + RESPONSE_GRACE)),
                     ("tcp_keepalives_idle", "30".to_owned()),
                     ("tcp_keepalives_interval", "10".to_owned()),
                     ("tcp_keepalives_count", "3".to_owned()),
@@ -134,7 +134,7 @@ impl Pool {
             pool,
             state,
             acquire_timeout: options.acquire_timeout,
-            statement_limit: options.statement_timeout + ANSWER_GRACE,
+            statement_limit: options.statement_timeout + RESPONSE_GRACE,
         };
         pool.acquire().await.map_err(Error::Connect)?;
         Ok(pool)
@@ -180,7 +180,7 @@ impl Pool {
     }
 
     /// A connection outside the pool, for the probe: all hosts are asked which one is the primary.
-    pub(crate) async fn connect_apart(&self) -> Result<PgConnection, sqlx::Error> {
+    pub(crate) async fn connect_outside_pool(&self) -> Result<PgConnection, sqlx::Error> {
         let connector = self.pool.manager();
         connector.prepare(connector.hosts.discover().await?).await
     }
@@ -192,7 +192,7 @@ impl Pool {
 
     /// A connection broke: idle ones of its generation are not reused, since they are most likely broken too.
     fn invalidate_generation(&self, generation: u64) {
-        self.hosts().doubt();
+        self.hosts().require_discovery();
         let next = generation + 1;
         // If it differs, a newer generation has begun already.
         let _ = self.state.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
@@ -273,7 +273,7 @@ impl PooledConnection {
             answer = timeout(self.limit, statement(&mut object.connection)) => {
                 answer.unwrap_or_else(|_| Err(timed_out("the database did not answer in time")))
             }
-            () = given_up(invalid_before, generation, Instant::now() + INVALID_LIMIT) => Err(timed_out("the connection does not respond")),
+            () = given_up(invalid_before, generation, Instant::now() + INVALIDATED_TIMEOUT) => Err(timed_out("the connection does not respond")),
         };
         self.is_aborted |= self.is_in_transaction && answer.is_err();
         match &answer {
@@ -324,22 +324,22 @@ impl Drop for PooledConnection {
             return drop(object);
         }
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(settle(object, self.is_in_transaction))),
+            Ok(runtime) => drop(runtime.spawn(clean_up(object, self.is_in_transaction))),
             Err(_) => drop(Object::take(object)),
         }
     }
 }
 
 /// Reads the pending answers, ends an open transaction, and only then returns the connection to the pool.
-async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
-    let settled = timeout(SETTLE_LIMIT, async {
+async fn clean_up(mut object: Object<Connector>, is_in_transaction: bool) {
+    let cleaned_up = timeout(CLEANUP_TIMEOUT, async {
         object.connection.ping().await?;
         if is_in_transaction {
             object.connection.execute("ROLLBACK").await?;
         }
         Ok::<_, sqlx::Error>(())
     });
-    if !matches!(settled.await, Ok(Ok(()))) {
+    if !matches!(cleaned_up.await, Ok(Ok(()))) {
         drop(Object::take(object));
     }
 }

@@ -15,16 +15,15 @@ use crate::error::Error;
 use crate::hosts::{IS_READ_ONLY, Primary};
 use crate::postgres::{MAX_LIFETIME, Pool};
 
-/// The time limit of an answer, and of a new connection with its answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Timeout of a check on the open connection, and of opening a new one with its first check.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The probe writes by itself at least once in this many checks, whatever else was committed.
+/// The probe writes at least once in this many checks, even if the service commits meanwhile.
 const WRITE_EVERY: u64 = 5;
-/// One check in this many asks all hosts of the URL: an old primary that still serves has a successor that it does not
-/// know.
+/// One check in this many asks all hosts of the URL: an old primary may keep serving after another host was promoted.
 const DISCOVER_EVERY: u64 = 5;
 
-/// A WAL record that nothing reads. Its commit is answered when it is durable, on a synchronous standby too.
+/// A WAL record that nothing reads. The statement returns when its commit is durable, on a synchronous standby too.
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 
 /// Checks the database repeatedly.
@@ -47,12 +46,13 @@ pub struct Probe {
 enum Invalidation {
     /// The idle ones: the probe's connection broke.
     Idle,
-    /// Those in use too: the probe's connection was unresponsive, or led to a read-only server, which reads do not show.
+    /// Those in use too: the probe's connection was unresponsive, or led to a read-only server, on which reads still
+    /// succeed.
     All,
 }
 
 /// The result of a check on a connection.
-enum Answer {
+enum CheckResult {
     Writable,
     ReadOnly,
     Failed(sqlx::Error),
@@ -75,7 +75,7 @@ impl Probe {
     /// Checks whether the database accepts writes, in at most 4 s.
     ///
     /// # Errors
-    /// It does not answer, or accepts no writes.
+    /// It does not respond, or accepts no writes.
     pub async fn check(&mut self) -> Result<(), Error> {
         match &self.db.0.reader.0 {
             Readers::Sqlite(_) => self.check_sqlite().await,
@@ -86,8 +86,8 @@ impl Probe {
         }
     }
 
-    /// How many callers have got a connection so far (on SQLite: the batches that the writer has answered), and how
-    /// many are waiting now. If some wait and the first number does not change, the pool serves no caller.
+    /// How many callers have got a connection so far (on SQLite: how many transactions the writer has completed), and
+    /// how many are waiting now. If some wait and the first number does not change, the pool is stuck.
     pub fn progress(&self) -> (u64, u64) {
         match (&self.db.0.reader.0, &self.db.0.writer) {
             (Readers::Postgres(pool), _) => (pool.progress().0, pool.counts().2),
@@ -97,7 +97,8 @@ impl Probe {
     }
 
     async fn check_sqlite(&mut self) -> Result<(), Error> {
-        let asked = timeout(ANSWER_LIMIT, self.db.read().execute_unprepared("SELECT 1 FROM schema_version LIMIT 1"));
+        let asked =
+            timeout(RESPONSE_TIMEOUT, self.db.read().execute_unprepared("SELECT 1 FROM schema_version LIMIT 1"));
         match asked.await {
             // All connections for reads are in use.
             Err(_) | Ok(Err(DbErr::ConnectionAcquire(_))) => {}
@@ -113,7 +114,7 @@ impl Probe {
         // BEGIN IMMEDIATE takes the write lock, and fails on a file that is not writable.
         let (answered, _) = writer.progress();
         let asked = self.db.transact((), |_, ()| Box::pin(async { Ok::<_, Error>(()) }));
-        match timeout(ANSWER_LIMIT, asked).await {
+        match timeout(RESPONSE_TIMEOUT, asked).await {
             Ok(done) => done,
             // The queue is long, but it advances.
             Err(_) if writer.progress().0 != answered => Ok(()),
@@ -126,27 +127,27 @@ impl Probe {
         let (acquired, committed) = pool.progress();
         let has_committed = std::mem::replace(&mut self.committed, committed) != committed;
         let has_acquired = std::mem::replace(&mut self.acquired, acquired) != acquired;
-        // Commits may have had nothing to write, so they replace the probe's own only for a while.
+        // A commit may have written nothing, so commits replace the probe's own write only for a while.
         let has_committed = has_committed && !self.checks.is_multiple_of(WRITE_EVERY);
-        // While callers get no connection, the question is whether a new one can be opened.
+        // While callers get no connection, the check is whether a new one can be opened.
         let is_starved = pool.counts().2 > 0 && !has_acquired;
-        let discovers = pool.hosts().are_several() && self.checks.is_multiple_of(DISCOVER_EVERY);
+        let discovers = pool.hosts().has_several() && self.checks.is_multiple_of(DISCOVER_EVERY);
         let kept = self.connection.take();
         let kept = kept.filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved && !discovers);
         if let Some((mut connection, made)) = kept {
-            let asked = timeout(ANSWER_LIMIT, ask(&mut connection, has_committed));
-            let pending_invalidation = match asked.await.unwrap_or(Answer::TimedOut) {
-                Answer::Writable => {
+            let asked = timeout(RESPONSE_TIMEOUT, ask(&mut connection, has_committed));
+            let pending_invalidation = match asked.await.unwrap_or(CheckResult::TimedOut) {
+                CheckResult::Writable => {
                     self.connection = Some((connection, made));
                     return Ok(());
                 }
-                Answer::Failed(_) => Invalidation::Idle,
-                Answer::ReadOnly | Answer::TimedOut => Invalidation::All,
+                CheckResult::Failed(_) => Invalidation::Idle,
+                CheckResult::ReadOnly | CheckResult::TimedOut => Invalidation::All,
             };
             self.pending_invalidation = self.pending_invalidation.max(Some(pending_invalidation));
         }
-        let fresh = timeout(ANSWER_LIMIT, async {
-            let mut connection = pool.connect_apart().await?;
+        let fresh = timeout(RESPONSE_TIMEOUT, async {
+            let mut connection = pool.connect_outside_pool().await?;
             let answer = ask(&mut connection, false).await;
             Ok::<_, sqlx::Error>((connection, answer))
         })
@@ -160,7 +161,7 @@ impl Probe {
         }
         let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
         match fresh {
-            Ok(Ok((connection, Answer::Writable))) => {
+            Ok(Ok((connection, CheckResult::Writable))) => {
                 self.connection = Some((connection, Instant::now()));
                 match self.pending_invalidation.take() {
                     Some(Invalidation::All) => pool.invalidate_all(),
@@ -169,12 +170,12 @@ impl Probe {
                 }
                 Ok(())
             }
-            Ok(Ok((_, Answer::ReadOnly))) => {
+            Ok(Ok((_, CheckResult::ReadOnly))) => {
                 self.pending_invalidation = Some(Invalidation::All);
                 Err(Error::ReadOnly)
             }
-            Ok(Ok((_, Answer::Failed(error))) | Err(error)) => failed(error),
-            Ok(Ok((_, Answer::TimedOut))) | Err(_) => {
+            Ok(Ok((_, CheckResult::Failed(error))) | Err(error)) => failed(error),
+            Ok(Ok((_, CheckResult::TimedOut))) | Err(_) => {
                 self.pending_invalidation = Some(Invalidation::All);
                 Err(timed_out())
             }
@@ -187,25 +188,26 @@ fn timed_out() -> Error {
 }
 
 /// `has_committed`: another commit has shown that the database accepts writes.
-async fn ask(connection: &mut PgConnection, has_committed: bool) -> Answer {
+async fn ask(connection: &mut PgConnection, has_committed: bool) -> CheckResult {
     let is_read_only = match connection.fetch_one(IS_READ_ONLY).await.and_then(|row| row.try_get::<bool, _>(0)) {
         Ok(is_read_only) => is_read_only,
-        Err(error) => return Answer::Failed(error),
+        Err(error) => return CheckResult::Failed(error),
     };
     if is_read_only {
-        return Answer::ReadOnly;
+        return CheckResult::ReadOnly;
     }
     if has_committed {
-        return Answer::Writable;
+        return CheckResult::Writable;
     }
     match connection.execute(WRITE).await {
-        Ok(_) => Answer::Writable,
-        Err(error) if is_not_allowed(&error) => Answer::Writable,
-        Err(error) => Answer::Failed(error),
+        Ok(_) => CheckResult::Writable,
+        Err(error) if is_not_allowed(&error) => CheckResult::Writable,
+        Err(error) => CheckResult::Failed(error),
     }
 }
 
-/// The role lacks the permission for the function, or it does not exist: then the setting must suffice.
+/// The role lacks the permission for the function, or the function does not exist: then only the read-only setting is
+/// checked.
 fn is_not_allowed(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| matches!(&*code, "42501" | "42883"))

@@ -129,14 +129,14 @@ impl Telemetry {
         // An unreachable collector must not keep the process from ending. A thread of its own, because the runtime
         // would wait for one of its own threads.
         std::thread::spawn(move || {
-            self.0.shutdown(FLUSH_LIMIT);
+            self.0.shutdown(FLUSH_TIMEOUT);
             let _ = flushed.send(());
         });
-        let _ = tokio::time::timeout(SHUTDOWN_LIMIT, done).await;
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, done).await;
     }
 }
 
 /// For each signal.
-const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// For all signals: the SDK may wait longer than its limit for an export in flight.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(4);

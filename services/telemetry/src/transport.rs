@@ -25,7 +25,7 @@ use crate::environment::{File, Target, VariableError};
 use crate::reachability::Cause;
 
 /// A host that drops packets must not use up an export's whole timeout.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// TCP keepalive, and the idle time after which an HTTP connection is closed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Limit of a response's body: it has at most a partial success.
@@ -104,7 +104,7 @@ impl HttpClient for Http {
 }
 
 fn connect_limit(target: &Target) -> Duration {
-    target.timeout.min(CONNECT_LIMIT)
+    target.timeout.min(CONNECT_TIMEOUT)
 }
 
 fn tcp(target: &Target) -> HttpConnector {

@@ -47,7 +47,7 @@ pub(crate) mod session {
         pub(crate) user_id: Uuid,
         /// SHA-256 of the part that all refresh tokens of the session share.
         pub(crate) family_hash: String,
-        /// SHA-256 of the newest refresh token; if one rotation gave several, of each of them, separated by spaces.
+        /// SHA-256 of the newest refresh token; if one rotation issued several, of each of them, separated by spaces.
         pub(crate) newest_hash: String,
         /// SHA-256 of the previous ones, and until when they are accepted.
         pub(crate) previous_hash: Option<String>,

@@ -221,10 +221,10 @@ pub(crate) enum Latencies {
 
 impl Latencies {
     fn served(self, method: ServedMethod) -> proto::ServedMethod {
-        let callers = method
-            .callers
-            .into_iter()
-            .map(|of| proto::CallerCalls { caller: of.caller.to_string(), calls: Some(self.statistics(of.calls)) });
+        let callers = method.callers.into_iter().map(|entry| proto::CallerCalls {
+            caller: entry.caller.to_string(),
+            calls: Some(self.statistics(entry.calls)),
+        });
         proto::ServedMethod {
             method: method.method.to_owned(),
             in_flight: count(method.in_flight),

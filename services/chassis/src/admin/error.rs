@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh::{ErrorStatus, ServiceError, TapCut, TooManyTaps};
+use mesh::{ErrorStatus, ServiceError, TapNotRead, TooManyTaps};
 use tonic::{Code, Status};
 
 use crate::decode::Invalid;
@@ -17,7 +17,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     TooManyTaps(#[from] TooManyTaps),
     #[error(transparent)]
-    NotRead(#[from] TapCut),
+    NotRead(#[from] TapNotRead),
     #[error("this instance is shutting down")]
     Draining,
     #[error("the access token has expired: log in again")]
@@ -53,7 +53,7 @@ mod tests {
         let all = [
             Error::Invalid(Invalid(vec![])),
             Error::TooManyTaps(TooManyTaps),
-            Error::NotRead(TapCut { dropped: 1 }),
+            Error::NotRead(TapNotRead { dropped: 1 }),
             Error::Draining,
             Error::TokenExpired,
             Error::Storage(storage::Error::Closed),

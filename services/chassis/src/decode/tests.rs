@@ -75,10 +75,10 @@ fn a_command_that_breaks_only_newer_rules_is_rejected_but_still_decoded() {
         fields.finish_known(name)
     };
     let valid = decode("Ada").expect("valid");
-    assert_eq!((valid.command.as_str(), valid.breaks), ("Ada", None));
+    assert_eq!((valid.command.as_str(), valid.violations), ("Ada", None));
     let blank = decode("  ").expect("an earlier release accepted it");
     assert_eq!(blank.command, "  ");
-    assert_eq!(blank.breaks.expect("rejected now").0[0].reason, "REQUIRED");
+    assert_eq!(blank.violations.expect("rejected now").0[0].reason, "REQUIRED");
     assert!(decode("").is_err() && decode("too long").is_err() && decode("\t").is_err());
     let mut fields = Fields::default();
     let name = fields.text("name", "  ", 1, 5);

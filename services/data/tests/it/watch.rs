@@ -152,7 +152,7 @@ async fn every_event_type_of_the_contract_can_be_followed_on_its_own() {
     let world = World::new().await;
     let types: Vec<EventType> = (1..).map_while(|number| EventType::try_from(number).ok()).collect();
     assert!(types.len() >= 5);
-    let events: Vec<_> = types.iter().map(|of| TraceEvent { r#type: (*of).into(), ..event(5) }).collect();
+    let events: Vec<_> = types.iter().map(|name| TraceEvent { r#type: (*name).into(), ..event(5) }).collect();
     let mut followed = Vec::new();
     for of in &types {
         followed.push(world.watch(WatchTraceEventsRequest { r#type: (*of).into(), ..all() }).await.expect("a stream"));

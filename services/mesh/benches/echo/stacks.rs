@@ -145,7 +145,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let say = service_fn(|said: Request<String>| async { Ok(Response::new(said.into_inner())) });
+        let say = service_fn(|message: Request<String>| async { Ok(Response::new(message.into_inner())) });
         Box::pin(async move { Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(say, request).await) })
     }
 }

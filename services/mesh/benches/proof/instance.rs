@@ -111,9 +111,9 @@ impl Service<http::Request<Body>> for Proof {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let behaviour = self.0.clone();
         Box::pin(async move {
-            let answer = service_fn(|said: Request<String>| {
+            let answer = service_fn(|message: Request<String>| {
                 let behaviour = behaviour.clone();
-                async move { behaviour.work().await.map(|()| Response::new(said.into_inner())) }
+                async move { behaviour.work().await.map(|()| Response::new(message.into_inner())) }
             });
             Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(answer, request).await)
         })

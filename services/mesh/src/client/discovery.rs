@@ -138,7 +138,7 @@ pub(crate) async fn follow(
                 }
                 Ok(Ok(_)) => "no addresses".to_owned(),
                 Ok(Err(error)) => error.to_string(),
-                Err(_elapsed) => "no answer".to_owned(),
+                Err(_elapsed) => "no response".to_owned(),
             };
             tracing::debug!(target: "ordermesh", %host, failure, "look-up failed: the old addresses are kept");
             sink.lookup_failed(format!("looking up {host}: {failure}"));

@@ -216,13 +216,13 @@ impl Totals {
 }
 
 /// The ended calls of one method by one caller.
-struct OfCaller {
+struct CallerCounters {
     caller: CallerClass,
     by_code: [u64; CODES],
     recent: Recent,
 }
 
-impl OfCaller {
+impl CallerCounters {
     fn totals(&self, now: Instant) -> Totals {
         Totals { by_code: self.by_code, windows: self.recent.windows(now) }
     }
@@ -232,7 +232,7 @@ impl OfCaller {
 #[derive(Default)]
 struct OfMethod {
     in_flight: AtomicUsize,
-    callers: Mutex<SmallVec<[OfCaller; 1]>>,
+    callers: Mutex<SmallVec<[CallerCounters; 1]>>,
 }
 
 /// The calls of each method of a policy table, and of all others together.
@@ -264,28 +264,28 @@ impl CallTable {
         method.in_flight.fetch_sub(1, Ordering::Relaxed);
         let now = Instant::now();
         let mut callers = method.callers.lock();
-        let found = callers.iter().position(|of| of.caller == *caller);
+        let found = callers.iter().position(|entry| entry.caller == *caller);
         let at = found.unwrap_or_else(|| {
             let others = CallerClass::Service(OTHERS.into());
             if callers.len() >= MAX_CALLERS
-                && let Some(at) = callers.iter().position(|of| of.caller == others)
+                && let Some(at) = callers.iter().position(|entry| entry.caller == others)
             {
                 return at;
             }
             let caller = if callers.len() < MAX_CALLERS { caller.clone() } else { others };
-            callers.push(OfCaller { caller, by_code: [0; CODES], recent: Recent::new(self.began) });
+            callers.push(CallerCounters { caller, by_code: [0; CODES], recent: Recent::new(self.began) });
             callers.len() - 1
         });
-        let of = &mut callers[at];
-        of.by_code[code as usize] += 1;
-        of.recent.record(now, took, is_server_error(code));
+        let entry = &mut callers[at];
+        entry.by_code[code as usize] += 1;
+        entry.recent.record(now, took, is_server_error(code));
     }
 
     /// Each method that was called.
     pub(crate) fn read(&self, now: Instant) -> Vec<MethodReading> {
         let names = self.policies.0.iter().map(|policy| policy.name()).chain([OTHER_METHOD]);
         let read = names.zip(&self.methods).map(|(name, method)| {
-            let callers = method.callers.lock().iter().map(|of| (of.caller.clone(), of.totals(now))).collect();
+            let callers = method.callers.lock().iter().map(|entry| (entry.caller.clone(), entry.totals(now))).collect();
             MethodReading { name, in_flight: method.in_flight.load(Ordering::Relaxed), callers }
         });
         read.filter(|method| method.in_flight > 0 || !method.callers.is_empty()).collect()

@@ -1,5 +1,5 @@
-//! Taps: calls as they end, each offered to all open taps. A tap never delays a call: what its reader does not take is
-//! dropped and counted, and a tap that is not read is cut.
+//! Taps: calls as they end, each offered to all open taps. A tap never delays a call: calls that do not fit into its
+//! buffer are dropped and counted, and a tap that is not read is closed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::call::caller_class::CallerClass;
 
 /// Open taps of an instance.
 const MAX_TAPS: usize = 16;
-/// Calls that wait for a tap's reader.
+/// The size of a tap's buffer, in calls.
 const MAX_WAITING: usize = 1_024;
-/// A tap that has no room for this long is not read.
-const CUT_AFTER: Duration = Duration::from_secs(10);
+/// A tap whose buffer is full for this long counts as not read.
+const CLOSE_AFTER: Duration = Duration::from_secs(10);
 
 /// The side of a call that reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +81,7 @@ pub struct TapFilter {
     pub min_latency: Duration,
 }
 
-/// What a filter looks at.
+/// The properties of a call that filters compare.
 pub(crate) struct CallFacts<'a> {
     pub(crate) side: TapSide,
     pub(crate) caller: &'a CallerClass,
@@ -110,8 +110,8 @@ pub struct TooManyTaps;
 
 /// The tap was not read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the tap was not read for {} s and is closed; {dropped} calls were dropped", CUT_AFTER.as_secs())]
-pub struct TapCut {
+#[error("the tap was not read for {} s and is closed; {dropped} calls were dropped", CLOSE_AFTER.as_secs())]
+pub struct TapNotRead {
     /// Calls that matched and were not reported.
     pub dropped: u64,
 }
@@ -132,7 +132,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Offers a call that matches; `false`: the tap is cut.
+    /// Offers a call that matches; `false`: the tap is to be closed.
     fn offer(&mut self, call: &TappedCall, now: Instant) -> bool {
         match self.to.try_send(call.clone()) {
             Ok(()) => {
@@ -141,7 +141,7 @@ impl Entry {
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
-                now.saturating_duration_since(*self.full_since.get_or_insert(now)) < CUT_AFTER
+                now.saturating_duration_since(*self.full_since.get_or_insert(now)) < CLOSE_AFTER
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         }
@@ -202,11 +202,11 @@ impl Tap {
     /// The next call, and how many calls were dropped until now.
     ///
     /// # Errors
-    /// The tap was not read, and is cut.
-    pub async fn next(&mut self) -> Result<(TappedCall, u64), TapCut> {
+    /// The tap was not read, and is closed.
+    pub async fn next(&mut self) -> Result<(TappedCall, u64), TapNotRead> {
         let next = self.calls.recv().await;
         let dropped = self.dropped.load(Ordering::Relaxed);
-        next.map(|call| (call, dropped)).ok_or(TapCut { dropped })
+        next.map(|call| (call, dropped)).ok_or(TapNotRead { dropped })
     }
 }
 

@@ -32,8 +32,8 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
 }
 
 /// Writes a duration that can be read.
-pub(crate) fn format(of: Duration) -> String {
-    let millis = of.as_millis();
+pub(crate) fn format(duration: Duration) -> String {
+    let millis = duration.as_millis();
     if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
 }
 

@@ -107,8 +107,8 @@ async fn ten_thousand_streams_reset_immediately_close_the_connection() {
     let (mut reader, mut writer) = TcpStream::connect(world.address).await.expect("connects").into_split();
     let written = tokio::spawn(async move { writer.write_all(&attack).await });
     // Until the server closes or resets the connection.
-    let mut said = vec![];
-    let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut said).await;
+    let mut received = vec![];
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut received).await;
     let _ = written.await.expect("no panic");
     until(|| held("rapid-reset", "mesh.server.connections") == 0).await;
     // By the HTTP/2 stack or by the mesh: it depends on how many arrive between two turns of the connection.

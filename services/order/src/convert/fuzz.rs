@@ -56,7 +56,7 @@ fn check(command: &CreateOrder) {
     assert!((1..=MAX_ITEMS).contains(&command.items.len()));
     assert!(command.items.iter().all(|(_, quantity)| (1..=999).contains(quantity)));
     let again = create_order(request(command)).expect("what was accepted is accepted again");
-    assert_eq!(again.breaks, None);
+    assert_eq!(again.violations, None);
     let again = again.command;
     assert_eq!((again.request_id, again.fingerprint()), (command.request_id, command.fingerprint()));
     assert!(!kernel::text::is_blank(&command.address.recipient) && !kernel::text::is_blank(&command.address.city));
@@ -65,7 +65,7 @@ fn check(command: &CreateOrder) {
 #[test]
 fn the_valid_order_is_accepted() {
     let decoded = create_order(valid_request()).expect("a valid order");
-    assert_eq!(decoded.breaks, None);
+    assert_eq!(decoded.violations, None);
     check(&decoded.command);
 }
 
@@ -90,8 +90,8 @@ proptest! {
     #[test]
     fn an_order_is_rejected_or_round_trips(request in mutations(valid_request())) {
         match create_order(request) {
-            Ok(Decoded { command, breaks: None }) => check(&command),
-            Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
+            Ok(Decoded { command, violations: None }) => check(&command),
+            Ok(Decoded { violations: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
             Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
     }
@@ -106,7 +106,7 @@ proptest! {
         if let Some(address) = &mut request.shipping_address {
             address.country_code = country;
         }
-        if let Ok(Decoded { command, breaks: None }) = create_order(request) {
+        if let Ok(Decoded { command, violations: None }) = create_order(request) {
             check(&command);
         }
     }

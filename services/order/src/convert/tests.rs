@@ -149,7 +149,7 @@ fn reasons(change: impl FnOnce(&mut proto::CreateOrderRequest)) -> Vec<(String, 
     let mut request = request();
     change(&mut request);
     let violations = match create_order(request) {
-        Ok(decoded) => decoded.breaks.expect("a rejection").0,
+        Ok(decoded) => decoded.violations.expect("a rejection").0,
         Err(invalid) => invalid.0,
     };
     violations.into_iter().map(|violation| (violation.field, violation.reason)).collect()
@@ -157,8 +157,8 @@ fn reasons(change: impl FnOnce(&mut proto::CreateOrderRequest)) -> Vec<(String, 
 
 #[test]
 fn a_valid_order_is_decoded() {
-    let Decoded { command, breaks } = create_order(request()).expect("a valid order");
-    assert_eq!(breaks, None);
+    let Decoded { command, violations } = create_order(request()).expect("a valid order");
+    assert_eq!(violations, None);
     assert_eq!(command.items, [("MUG".to_owned(), 2)]);
     assert_eq!(command.contact_email, "ada@example.com");
 }

@@ -1,7 +1,7 @@
 //! A batch of orders' transitions, each a compare-and-set on the order's version.
 //!
-//! Locked in this order: stock that is to be released, the orders, whose versions are compared, and their lines, which
-//! are allocated: an order whose stock was written off is known before it is changed.
+//! Lock order: stock that is to be released; orders, whose versions are compared; lines, which are allocated. So an
+//! order whose stock was written off is detected before it is changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -24,7 +24,7 @@ pub(super) struct OrderUpdate {
     pub(super) before: Order,
     pub(super) after: Order,
     pub(super) transitions: Vec<Transition>,
-    /// To be taken; `None` keeps the order's lease while an effect is pending.
+    /// The lease to take; `None` keeps the order's lease while an effect is pending.
     pub(super) lease: Option<Lease>,
 }
 
@@ -186,7 +186,7 @@ async fn found(tx: &Tx, rows: Rows, sql: &str) -> Result<Vec<Uuid>, storage::Err
     Ok(ids.collect::<Result<_, _>>()?)
 }
 
-/// Held lines become allocated; returns the orders of which one was no longer held: none of their lines is.
+/// Allocates the held lines. Returns the orders with a line that is no longer held: none of their lines is allocated.
 async fn allocate(tx: &Tx, updates: &[&OrderUpdate]) -> Result<HashSet<Uuid>, storage::Error> {
     let allocating: Vec<&OrderUpdate> = updates.iter().copied().filter(|update| update.allocates()).collect();
     // Not compared with a constant: PostgreSQL would read the whole partial index on held lines for each order.

@@ -121,28 +121,28 @@ impl CreateOrders {
 }
 
 fn order_rows(orders: &[&NewOrder], now: Option<i64>) -> Rows {
-    let of = || orders.iter().map(|new| &new.order);
+    let each = || orders.iter().map(|new| &new.order);
     Rows::new()
-        .with("order_id", of().map(|order| order.id.as_uuid()))
-        .with("user_id", of().map(|order| order.user.as_uuid()))
+        .with("order_id", each().map(|order| order.id.as_uuid()))
+        .with("user_id", each().map(|order| order.user.as_uuid()))
         .with("request_id", orders.iter().map(|new| new.request.as_uuid()))
         .with("fingerprint", orders.iter().map(|new| new.fingerprint.clone()))
-        .with("state", of().map(|order| order.state.name().to_owned()))
-        .with("version", of().map(|order| order.version))
-        .with("currency", of().map(|order| order.total.currency().code().to_owned()))
-        .with("total", of().map(|order| order.total.minor_units()))
-        .with("contact_email", of().map(|order| order.contact_email.clone()))
-        .with("address", of().map(|order| serde_json::to_string(&order.address).unwrap_or_default()))
-        .with("payment_method", of().map(|order| order.payment_method.as_ref().map(|method| method.expose().clone())))
-        .with("transit_days", of().map(|order| i32::from(order.transit.business_days)))
-        .with("cutoff_hour", of().map(|order| i32::from(order.transit.cutoff_hour)))
-        .with("refund_attempt", of().map(|order| order.refund_attempt))
-        .with("now", of().map(|_| now))
+        .with("state", each().map(|order| order.state.name().to_owned()))
+        .with("version", each().map(|order| order.version))
+        .with("currency", each().map(|order| order.total.currency().code().to_owned()))
+        .with("total", each().map(|order| order.total.minor_units()))
+        .with("contact_email", each().map(|order| order.contact_email.clone()))
+        .with("address", each().map(|order| serde_json::to_string(&order.address).unwrap_or_default()))
+        .with("payment_method", each().map(|order| order.payment_method.as_ref().map(|method| method.expose().clone())))
+        .with("transit_days", each().map(|order| i32::from(order.transit.business_days)))
+        .with("cutoff_hour", each().map(|order| i32::from(order.transit.cutoff_hour)))
+        .with("refund_attempt", each().map(|order| order.refund_attempt))
+        .with("now", each().map(|_| now))
         .with("lease_owner", orders.iter().map(|new| new.lease.owner.clone()))
         .with("lease_length", orders.iter().map(|new| micros(new.lease.length)))
-        .with("traceparent", of().map(|order| order.span_ref.to_string()))
-        .with("create_time", of().map(|order| order.create_time.as_micros()))
-        .with("update_time", of().map(|order| order.update_time.as_micros()))
+        .with("traceparent", each().map(|order| order.span_ref.to_string()))
+        .with("create_time", each().map(|order| order.create_time.as_micros()))
+        .with("update_time", each().map(|order| order.update_time.as_micros()))
 }
 
 async fn insert_lines(tx: &Tx, orders: &[&NewOrder]) -> Result<(), storage::Error> {

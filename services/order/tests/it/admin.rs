@@ -51,9 +51,9 @@ async fn a_snapshot_has_the_served_methods_by_caller_and_the_called_services() {
     let method = |name: &str| {
         let name = format!("order.v1.OrderService/{name}");
         let found = seen.methods.iter().find(|method| method.method == name).unwrap_or_else(|| panic!("{name}"));
-        let counts = found.callers.iter().map(|of| {
-            let codes = of.calls.clone().expect("calls").codes.into_iter();
-            (of.caller.clone(), codes.collect::<std::collections::BTreeMap<_, _>>())
+        let counts = found.callers.iter().map(|entry| {
+            let codes = entry.calls.clone().expect("calls").codes.into_iter();
+            (entry.caller.clone(), codes.collect::<std::collections::BTreeMap<_, _>>())
         });
         (found.in_flight, counts.collect::<std::collections::BTreeMap<_, _>>())
     };

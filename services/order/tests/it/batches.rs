@@ -14,7 +14,7 @@ use testkit::{AtCommit, Proxy};
 use tokio::sync::Notify;
 
 use crate::fakes::Reply;
-use crate::world::{World, new_request, new_user, wants};
+use crate::world::{World, new_request, new_user, order_of};
 
 /// A command in a form that can be generated: the customer, the number of an earlier command that it repeats, if any,
 /// and the quantities.
@@ -45,14 +45,14 @@ fn commands(drafts: &[Draft]) -> Vec<(usize, CreateOrder)> {
                 [("MUG", draft.mugs), ("PLATE", draft.plates)].into_iter().filter(|(_, n)| *n > 0).collect()
             };
             let items = if items.is_empty() { vec![("MUG", 1)] } else { items };
-            (draft.customer, CreateOrder { request_id: new_request(), ..wants(&items) })
+            (draft.customer, CreateOrder { request_id: new_request(), ..order_of(&items) })
         }));
     }
     commands
 }
 
-/// Of each command, whether it has its order, or why not. A repeated command waits for the batch after that of the first
-/// one, and so is judged later: whether it has an order is the same, why not may differ.
+/// For each command: `created`, or the reason of its rejection. A repeated command runs in a later batch than the first
+/// one: it is created or rejected as the first one was, but possibly for another reason, which is left out.
 fn results(commands: &[(usize, CreateOrder)], all: Vec<Result<Order, Error>>) -> Vec<String> {
     let mut first: HashMap<RequestId, OrderId> = HashMap::new();
     let mut seen: HashSet<RequestId> = HashSet::new();
@@ -74,7 +74,7 @@ fn results(commands: &[(usize, CreateOrder)], all: Vec<Result<Order, Error>>) ->
         .collect()
 }
 
-/// With the payments undecided, so that nothing changes but by the commands.
+/// The payments' results are held back, so that only the commands change anything.
 async fn world(limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
     undecided(World::new().await, limits)
 }
@@ -82,7 +82,7 @@ async fn world(limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
 fn undecided(mut world: World, limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
     world.orders.store = world.store.clone().with_unpaid_limits(limits);
     let gates: Vec<_> = (0..40).map(|_| Arc::new(Notify::new())).collect();
-    world.payments.will(gates.iter().map(Reply::response_held).collect::<Vec<_>>());
+    world.payments.script(gates.iter().map(Reply::response_held).collect::<Vec<_>>());
     (world, gates)
 }
 
@@ -91,12 +91,12 @@ async fn compare(drafts: &[Draft], limits: UnpaidLimits) {
     let commands = commands(drafts);
     let ((together, gates), (apart, others)) = (world(limits).await, world(limits).await);
     let all = commands.iter().map(|(customer, command)| together.create_for(users[*customer], command.clone()));
-    let in_sets = results(&commands, join_all(all).await);
+    let batched = results(&commands, join_all(all).await);
     let mut one_by_one = Vec::new();
     for (customer, command) in &commands {
         one_by_one.push(apart.create_for(users[*customer], command.clone()).await);
     }
-    assert_eq!(in_sets, results(&commands, one_by_one), "{drafts:?}");
+    assert_eq!(batched, results(&commands, one_by_one), "{drafts:?}");
     for sku in ["MUG", "PLATE", "VASE"] {
         assert_eq!(together.stock(sku).await, apart.stock(sku).await, "{sku} of {drafts:?}");
     }
@@ -126,11 +126,12 @@ async fn orders_whose_commit_had_no_response_exist_once_when_they_are_requested_
         let database = testkit::TestDatabase { url, schema: Some(testkit::unique("commit")) };
         let (world, gates) = undecided(World::on(database, None).await, UnpaidLimits::default());
         let commands: Vec<_> =
-            (0..5).map(|_| CreateOrder { request_id: new_request(), ..wants(&[("MUG", 1)]) }).collect();
+            (0..5).map(|_| CreateOrder { request_id: new_request(), ..order_of(&[("MUG", 1)]) }).collect();
         let user = new_user();
         let create = || join_all(commands.iter().map(|command| world.create_for(user, command.clone())));
         proxy.cut(at);
-        // Those of the batch; how many arrive in time for it is not fixed. An order that was committed is found.
+        // If the COMMIT was not sent, the commands of that batch fail; how many are in it is not deterministic. If only
+        // its response was lost, their orders are found.
         let failed: Vec<Error> = create().await.into_iter().filter_map(Result::err).collect();
         assert!(proxy.has_cut(), "{at:?}");
         assert_eq!(failed.is_empty(), is_committed, "{at:?}: {failed:?}");

@@ -34,7 +34,7 @@ async fn cancelling_twice_releases_and_refunds_once() {
     let world = World::new().await;
     let gate = Arc::new(Notify::new());
     let id = world.abandoned_order().await;
-    world.payments.will([Reply::held(&gate)]);
+    world.payments.script([Reply::held(&gate)]);
     world.cancel(id).await.expect("it is not too late");
     let again = world.cancel(id).await.expect("OK");
     assert_eq!((again.state, again.version), (State::Cancelling, 2), "it stays");
@@ -63,7 +63,7 @@ async fn eight_concurrent_cancellations_are_recorded_once() {
 async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: ChargeState) {
     let world = World::new().await;
     let gate = Arc::new(Notify::new());
-    world.payments.will([reply(&gate)]);
+    world.payments.script([reply(&gate)]);
     let id = world.order_mugs().await;
     timeout(GUARD, world.payments.called(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
@@ -90,7 +90,7 @@ async fn a_cancellation_during_the_charge_wins_against_its_result() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let (orders, unclaimed) = (world.orders.clone(), world.unclaimed.clone());
-    world.payments.will([Reply::ResponseAfter(Box::pin(async move {
+    world.payments.script([Reply::ResponseAfter(Box::pin(async move {
         cancel(&orders, &unclaimed, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);
@@ -151,7 +151,7 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
     let world = World::new().await;
     *world.payments.refused_refunds.lock() = 1;
     let gate = Arc::new(Notify::new());
-    world.payments.will([Reply::response_held(&gate)]);
+    world.payments.script([Reply::response_held(&gate)]);
     let id = world.order_mugs().await;
     timeout(GUARD, world.payments.called(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
@@ -185,7 +185,7 @@ async fn two_concurrent_retries_are_recorded_once() {
     *world.payments.refused_refunds.lock() = 2;
     let id = world.order_that_needs_attention().await;
     let gate = Arc::new(Notify::new());
-    world.payments.will([Reply::held(&gate)]);
+    world.payments.script([Reply::held(&gate)]);
     let (one, other) = tokio::join!(world.retry(id), world.retry(id));
     let (won, lost) = if one.is_ok() { (one, other) } else { (other, one) };
     assert_eq!(won.expect("one has won").refund_attempt, 2);

@@ -11,7 +11,7 @@ use telemetry::{ErrorType, EventStatus};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::world::{GUARD, World, eur, new_user, wants};
+use crate::world::{GUARD, World, eur, new_user, order_of};
 
 /// Asserts that nothing has changed.
 async fn nothing_has_changed(world: &World) {
@@ -38,7 +38,7 @@ fn last_event(world: &World) -> (String, String) {
 #[tokio::test]
 async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
     let world = World::new().await;
-    let rejection = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("rejected");
+    let rejection = world.create(order_of(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("rejected");
     assert!(matches!(&rejection, Error::InsufficientStock { skus } if skus == "MUG, SPOON"), "{rejection}");
     assert_eq!(last_event(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
     nothing_has_changed(&world).await;
@@ -47,7 +47,7 @@ async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
 #[tokio::test]
 async fn all_unknown_skus_are_reported() {
     let world = World::new().await;
-    let rejection = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("rejected");
+    let rejection = world.create(order_of(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("rejected");
     let Error::UnknownSku(invalid) = rejection else { panic!("{rejection}") };
     let named: Vec<_> = invalid.0.iter().map(|v| (v.field.as_str(), v.reason, v.description.as_str())).collect();
     assert_eq!(named, [("items[0].sku", "UNKNOWN_SKU", "FORK"), ("items[2].sku", "UNKNOWN_SKU", "KNIFE")]);
@@ -58,7 +58,7 @@ async fn all_unknown_skus_are_reported() {
 #[tokio::test]
 async fn two_currencies_in_one_order_are_rejected() {
     let world = World::new().await;
-    let rejection = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("rejected");
+    let rejection = world.create(order_of(&[("MUG", 1), ("VASE", 1)])).await.expect_err("rejected");
     assert!(matches!(&rejection, Error::MixedCurrencies { currencies } if currencies == "EUR, USD"), "{rejection}");
     nothing_has_changed(&world).await;
 }
@@ -66,13 +66,13 @@ async fn two_currencies_in_one_order_are_rejected() {
 #[tokio::test]
 async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
     let world = World::new().await;
-    let mut command = wants(&[("MUG", 2)]);
+    let mut command = order_of(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_400));
     let rejection = world.create(command).await.expect_err("rejected");
     assert!(matches!(&rejection, Error::PriceChanged { .. }), "{rejection}");
     assert_eq!(last_event(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
     nothing_has_changed(&world).await;
-    let mut command = wants(&[("MUG", 2)]);
+    let mut command = order_of(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_500));
     assert_eq!(world.create(command).await.expect("the expected total").total, eur(2_500));
     world.settle().await;
@@ -82,7 +82,7 @@ async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
 async fn a_total_that_overflows_is_rejected() {
     let world = World::new().await;
     world.catalog.prices.lock().insert("MUG".into(), eur(i64::MAX));
-    let rejection = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
+    let rejection = world.create(order_of(&[("MUG", 2)])).await.expect_err("rejected");
     assert!(matches!(rejection, Error::AmountTooLarge { total: None, .. }), "{rejection}");
     nothing_has_changed(&world).await;
 }
@@ -95,19 +95,19 @@ async fn a_total_above_the_limit_of_its_currency_is_rejected_before_the_order_is
         world.catalog.prices.lock().insert("MUG".into(), price);
     };
     price("EUR", 5_000_001);
-    let rejection = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
+    let rejection = world.create(order_of(&[("MUG", 2)])).await.expect_err("rejected");
     assert_eq!(rejection.to_string(), "the order's total is above 100000.00 EUR, the limit in EUR");
     nothing_has_changed(&world).await;
     // Ten million of a small currency unit are an ordinary order.
     price("VND", 12_000_000);
-    assert_eq!(world.create(wants(&[("MUG", 2)])).await.expect("an order").total.to_string(), "24000000 VND");
+    assert_eq!(world.create(order_of(&[("MUG", 2)])).await.expect("an order").total.to_string(), "24000000 VND");
     world.settle().await;
 }
 
 #[tokio::test]
 async fn an_order_outside_the_delivery_zones_is_rejected() {
     let world = World::new().await;
-    let mut command = wants(&[("MUG", 1)]);
+    let mut command = order_of(&[("MUG", 1)]);
     command.address.country_code = "AQ".into();
     let rejection = world.create(command).await.expect_err("rejected");
     assert!(matches!(&rejection, Error::NoDeliveryZone { country } if country == "AQ"), "{rejection}");
@@ -118,7 +118,7 @@ async fn an_order_outside_the_delivery_zones_is_rejected() {
 async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
     let world = World::new().await;
     world.catalog.is_down.store(true, Ordering::SeqCst);
-    let command = wants(&[("MUG", 1)]);
+    let command = order_of(&[("MUG", 1)]);
     let rejection = world.create(command.clone()).await.expect_err("rejected");
     assert!(matches!(&rejection, Error::LookupFailed { cause: ErrorType::ConnectionError }), "{rejection}");
     assert_eq!(last_event(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
@@ -131,7 +131,7 @@ async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
 #[tokio::test]
 async fn of_two_orders_for_the_last_items_exactly_one_wins() {
     let world = World::on_file().await;
-    let (one, other) = tokio::join!(world.create(wants(&[("MUG", 6)])), world.create(wants(&[("MUG", 6)])));
+    let (one, other) = tokio::join!(world.create(order_of(&[("MUG", 6)])), world.create(order_of(&[("MUG", 6)])));
     let (won, lost) = if one.is_ok() { (one, other) } else { (other, one) };
     assert!(matches!(lost, Err(Error::InsufficientStock { .. })), "{lost:?}");
     world.settle().await;
@@ -142,7 +142,8 @@ async fn of_two_orders_for_the_last_items_exactly_one_wins() {
 #[tokio::test]
 async fn concurrent_customers_get_exactly_the_stock_on_hand() {
     let world = World::on_file().await;
-    let all = futures_util::future::join_all((0..25).map(|_| world.create_for(new_user(), wants(&[("MUG", 1)])))).await;
+    let all =
+        futures_util::future::join_all((0..25).map(|_| world.create_for(new_user(), order_of(&[("MUG", 1)])))).await;
     let won = all.iter().filter(|result| result.is_ok()).count();
     assert_eq!(won, 10);
     assert!(all.iter().all(|result| matches!(result, Ok(_) | Err(Error::InsufficientStock { .. }))));
@@ -153,7 +154,7 @@ async fn concurrent_customers_get_exactly_the_stock_on_hand() {
 #[tokio::test]
 async fn the_same_request_is_the_same_order() {
     let world = World::new().await;
-    let command = wants(&[("MUG", 2)]);
+    let command = order_of(&[("MUG", 2)]);
     let first = world.create(command.clone()).await.expect("an order");
     world.settle().await;
     let again = world.create(command).await.expect("the order");
@@ -167,7 +168,7 @@ async fn the_same_request_is_the_same_order() {
 #[tokio::test]
 async fn a_replay_returns_its_order_even_if_the_command_would_be_rejected_by_now() {
     let world = World::new().await;
-    let mut command = wants(&[("MUG", 10)]);
+    let mut command = order_of(&[("MUG", 10)]);
     command.expected_total = Some(eur(12_500));
     let first = world.create(command.clone()).await.expect("an order");
     world.settle().await;
@@ -189,7 +190,7 @@ async fn a_replay_returns_its_order_even_if_the_command_would_be_rejected_by_now
 #[tokio::test]
 async fn the_items_of_a_retry_may_be_in_another_order() {
     let world = World::new().await;
-    let command = wants(&[("MUG", 2), ("PLATE", 1)]);
+    let command = order_of(&[("MUG", 2), ("PLATE", 1)]);
     let first = world.create(command.clone()).await.expect("an order");
     let mut reordered = command.clone();
     reordered.items.reverse();
@@ -203,7 +204,7 @@ async fn the_items_of_a_retry_may_be_in_another_order() {
 #[tokio::test]
 async fn concurrent_retries_of_a_request_create_one_order() {
     let world = World::on_file().await;
-    let command = wants(&[("MUG", 2)]);
+    let command = order_of(&[("MUG", 2)]);
     let calls = (0..8).map(|_| world.create(command.clone()));
     let all = futures_util::future::join_all(calls).await;
     let ids: std::collections::BTreeSet<OrderId> = all.into_iter().map(|order| order.expect("the order").id).collect();
@@ -216,7 +217,7 @@ async fn concurrent_retries_of_a_request_create_one_order() {
 #[tokio::test]
 async fn a_request_id_of_another_command_is_rejected_and_one_of_another_customer_is_not() {
     let world = World::new().await;
-    let command = wants(&[("MUG", 2)]);
+    let command = order_of(&[("MUG", 2)]);
     world.create(command.clone()).await.expect("an order");
     let mut other = command.clone();
     other.items = vec![("MUG".into(), 3)];
@@ -249,7 +250,7 @@ async fn an_order_is_driven_even_if_its_client_disconnects_during_the_commit() {
     timeout(GUARD, holding.notified()).await.expect("the writer is held");
     tokio::select! {
         biased;
-        _ = world.create(wants(&[("MUG", 2)])) => panic!("it cannot commit"),
+        _ = world.create(order_of(&[("MUG", 2)])) => panic!("it cannot commit"),
         // The lookups are done; it waits for the writer.
         () = world.catalog.looked_up.notified() => {}
     }

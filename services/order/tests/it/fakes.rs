@@ -106,7 +106,7 @@ impl FakePayments {
     }
 
     /// Scripts its behaviour for the next calls; without a script it performs them and responds.
-    pub(crate) fn will(&self, replies: impl IntoIterator<Item = Reply>) {
+    pub(crate) fn script(&self, replies: impl IntoIterator<Item = Reply>) {
         self.replies.lock().extend(replies);
     }
 
@@ -161,10 +161,10 @@ impl FakePayments {
         let reply = self.replies.lock().pop_front().unwrap_or(Reply::Regular);
         match reply {
             Reply::Regular => perform(),
-            Reply::NoResponse => PaymentOutcome::Undecided("no answer".into()),
+            Reply::NoResponse => PaymentOutcome::Undecided("no response".into()),
             Reply::Lost => {
                 perform();
-                PaymentOutcome::Undecided("no answer".into())
+                PaymentOutcome::Undecided("no response".into())
             }
             Reply::After(first) => {
                 first.await;
@@ -177,7 +177,7 @@ impl FakePayments {
             }
             Reply::NoResponseAfter(then) => {
                 then.await;
-                PaymentOutcome::Undecided("no answer".into())
+                PaymentOutcome::Undecided("no response".into())
             }
         }
     }
@@ -274,7 +274,7 @@ impl Faults for PlannedCrashes {
 pub(crate) struct Unclaimed(pub(crate) Mutex<Vec<Ended>>);
 
 /// The instance name in events.
-pub(crate) const TELLER: &str = "order-test";
+pub(crate) const INSTANCE: &str = "order-test";
 
 impl EventSink for Unclaimed {
     fn unclaimed(&self, ended: Ended) -> Disposition {
@@ -283,6 +283,6 @@ impl EventSink for Unclaimed {
     }
     fn put(&self, _event: TraceEvent) {}
     fn origin(&self) -> (&str, &str) {
-        ("order", TELLER)
+        ("order", INSTANCE)
     }
 }

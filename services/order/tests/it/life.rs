@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::fakes::{Call, Reply};
-use crate::world::{BACKOFF_CAP, GUARD, LEASE, World, eur, wants};
+use crate::world::{BACKOFF_CAP, GUARD, LEASE, World, eur, order_of};
 
 const WHOLE_LIFE: [(i64, State); 4] =
     [(1, State::Created), (2, State::Paid), (3, State::Allocated), (4, State::FulfillmentStarted)];
 
 async fn an_order_that_is_paid_is_fulfilled(world: World) {
-    let order = world.create(wants(&[("MUG", 2), ("PLATE", 1)])).await.expect("an order");
+    let order = world.create(order_of(&[("MUG", 2), ("PLATE", 1)])).await.expect("an order");
     assert_eq!((order.state, order.version, order.total), (State::Created, 1, eur(3_300)));
     assert_eq!(world.stock("MUG").await.1, 2, "the stock is reserved as soon as the order exists");
     world.settle().await;
@@ -85,12 +85,12 @@ async fn due_in(world: &World, id: OrderId) -> Duration {
 #[tokio::test]
 async fn an_undecided_payment_is_rescheduled_and_retried_for_the_same_order() {
     let world = World::new().await;
-    world.payments.will([Reply::NoResponse, Reply::Lost]);
+    world.payments.script([Reply::NoResponse, Reply::Lost]);
     let id = world.order_mugs().await;
     world.settle().await;
     let order = world.order(id).await;
     assert_eq!((order.state, order.version, order.attempt), (State::Created, 1, 1));
-    assert_eq!(order.last_error.as_deref(), Some("no answer"));
+    assert_eq!(order.last_error.as_deref(), Some("no response"));
     let wait = due_in(&world, id).await;
     assert!(Duration::from_millis(20) <= wait && wait <= Duration::from_millis(200), "{wait:?}");
     let other = world.instance("order-2");
@@ -117,7 +117,7 @@ async fn backoff_grows_up_to_the_cap() {
     let id = world.abandoned_order().await;
     for attempt in 1..=30 {
         world.clock.advance(LEASE + BACKOFF_CAP);
-        world.payments.will([Reply::NoResponse]);
+        world.payments.script([Reply::NoResponse]);
         assert_eq!(driver.run_due().await.expect("a poll"), 1);
         assert_eq!(world.order(id).await.attempt, attempt);
         assert!(due_in(&world, id).await <= BACKOFF_CAP);
@@ -130,7 +130,7 @@ async fn backoff_grows_up_to_the_cap() {
 #[tokio::test]
 async fn a_confirmation_wakes_a_rescheduled_order() {
     let world = World::new().await;
-    world.payments.will([Reply::Lost]);
+    world.payments.script([Reply::Lost]);
     let id = world.order_mugs().await;
     world.settle().await;
     assert_eq!(world.state(id).await, State::Created);
@@ -201,7 +201,7 @@ async fn the_poller_finds_due_orders_and_frees_its_leases_on_shutdown() {
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let gate = Arc::new(Notify::new());
-    world.payments.will([Reply::held(&gate)]);
+    world.payments.script([Reply::held(&gate)]);
     let stop = tokio_util::sync::CancellationToken::new();
     let driver = world.instance_until("order-2", &stop);
     let polling = tokio::spawn(driver.poll());
@@ -271,7 +271,7 @@ async fn setting_the_clock_back_delays_neither_a_crashed_instances_lease_nor_a_d
     // An order whose instance crashed with its lease, and one that waits for its next attempt.
     let leased = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    world.payments.will([Reply::NoResponse]);
+    world.payments.script([Reply::NoResponse]);
     let driver = world.instance("order-2");
     assert_eq!(driver.run_due().await.expect("a poll"), 1);
     let waits = leased;

@@ -94,9 +94,9 @@ impl Data {
     }
 
     /// Waits for a failed event of this type with this error class.
-    pub(crate) async fn failure(&self, of: common::EventType, class: &str) -> data::TraceEvent {
+    pub(crate) async fn failure(&self, event_type: common::EventType, class: &str) -> data::TraceEvent {
         let is_it = |event: &data::TraceEvent| {
-            event.r#type() == of && event.error.as_ref().is_some_and(|error| error.r#type == class)
+            event.r#type() == event_type && event.error.as_ref().is_some_and(|error| error.r#type == class)
         };
         self.event(is_it).await
     }

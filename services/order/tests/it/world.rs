@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fakes::{FakeCatalog, FakePayments, PlannedCrashes, Reply, TELLER, Unclaimed};
+use crate::fakes::{FakeCatalog, FakePayments, INSTANCE, PlannedCrashes, Reply, Unclaimed};
 use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
@@ -46,7 +46,7 @@ pub(crate) fn new_user() -> UserId {
 }
 
 /// A CreateOrder command for these items.
-pub(crate) fn wants(items: &[(&str, u32)]) -> CreateOrder {
+pub(crate) fn order_of(items: &[(&str, u32)]) -> CreateOrder {
     CreateOrder {
         request_id: new_request(),
         items: items.iter().map(|(sku, quantity)| ((*sku).to_owned(), *quantity)).collect(),
@@ -177,7 +177,7 @@ impl World {
     pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
         let gate = Arc::new(Notify::new());
         let before = self.payments.calls().len();
-        self.payments.will([reply(&gate)]);
+        self.payments.script([reply(&gate)]);
         let driver = self.instance("order-2");
         let driven = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
         assert_eq!(driven.order.id, id);
@@ -217,7 +217,7 @@ impl World {
 
     /// Creates an order of two mugs, which is then driven.
     pub(crate) async fn order_mugs(&self) -> OrderId {
-        self.create(wants(&[("MUG", 2)])).await.expect("an order").id
+        self.create(order_of(&[("MUG", 2)])).await.expect("an order").id
     }
 
     /// An order of two mugs whose instance crashed before the first effect: it stays in CREATED.
@@ -233,7 +233,7 @@ impl World {
     pub(crate) async fn order_that_needs_attention(&self) -> OrderId {
         let gate = Arc::new(Notify::new());
         let before = self.payments.calls().len();
-        self.payments.will([Reply::response_held(&gate)]);
+        self.payments.script([Reply::response_held(&gate)]);
         let id = self.order_mugs().await;
         tokio::time::timeout(GUARD, self.payments.called(before + 1)).await.expect("driven");
         self.cancel(id).await.expect("it is not too late");
@@ -290,7 +290,7 @@ impl World {
     }
 
     async fn stored(&self) -> Vec<TraceEvent> {
-        self.db.outbox().waiting(TELLER, 100_000).await.expect("the outbox is readable")
+        self.db.outbox().waiting(INSTANCE, 100_000).await.expect("the outbox is readable")
     }
 
     /// Waits for all tasks, and checks the invariants.

@@ -23,7 +23,7 @@ use crate::ports::free_port_base;
 use crate::supervisor::{Supervisor, SystemConfig};
 use crate::system::{Location, Retries, System, request};
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A traffic policy with a fault of every lookup.
 macro_rules! lookups {
@@ -114,8 +114,8 @@ async fn start(settings: Dedicated) -> Result<(Supervisor, Setup, tempfile::Temp
         restarts_at_once: false,
     };
     let system = Supervisor::start(&config)?;
-    if tokio::time::timeout(START_LIMIT, system.ready()).await.is_err() {
-        return Err(Error::NotReady(START_LIMIT.as_secs()));
+    if tokio::time::timeout(START_TIMEOUT, system.ready()).await.is_err() {
+        return Err(Error::NotReady(START_TIMEOUT.as_secs()));
     }
     let setup = Setup::open(System::find(&location, Retries::Off).await?).await?;
     Ok((system, setup, folder))

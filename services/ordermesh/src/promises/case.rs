@@ -86,8 +86,8 @@ impl Case {
         let right = match state {
             State::Paid | State::Allocated | State::FulfillmentStarted => paid == Some(Paid::Succeeded) && is_charged,
             State::PaymentFailed | State::Cancelled => {
-                let settled = [Paid::Declined, Paid::Failed, Paid::Cancelled, Paid::Refunded];
-                paid.is_some_and(|paid| settled.contains(&paid)) && !is_charged
+                let uncharged = [Paid::Declined, Paid::Failed, Paid::Cancelled, Paid::Refunded];
+                paid.is_some_and(|paid| uncharged.contains(&paid)) && !is_charged
             }
             State::NeedsAttention => paid == Some(Paid::RefundRefused) && is_charged,
             State::Created | State::Cancelling => true,

@@ -30,7 +30,7 @@ impl View {
     }
 }
 
-/// In terminals with at least as many columns the load is shown.
+/// The load is shown in terminals of at least this many columns.
 const WIDE: u16 = 100;
 
 const TITLE: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -38,8 +38,8 @@ const PROBLEM: Style = Style::new().fg(Color::Red);
 
 pub(crate) fn draw(frame: &mut Frame<'_>, view: &mut View) {
     let nodes = view.graph.as_ref().map_or(0, |graph| graph.instances.len());
-    let most = frame.area().height.saturating_sub(3) / 2;
-    let height = u16::try_from(nodes + 1).unwrap_or(u16::MAX).min(most.max(2));
+    let max_height = frame.area().height.saturating_sub(3) / 2;
+    let height = u16::try_from(nodes + 1).unwrap_or(u16::MAX).min(max_height.max(2));
     let rows = [Constraint::Length(1), Constraint::Length(height), Constraint::Length(1), Constraint::Min(1)];
     let [head, top, _, bottom] = Layout::vertical(rows).areas(frame.area());
     frame.render_widget(title(view), head);
@@ -67,7 +67,7 @@ fn title(view: &View) -> Line<'static> {
     )
 }
 
-/// The calls of clients, which are not counted twice.
+/// The sum of the clients' calls only: each call between services is part of serving one of them.
 fn totals(graph: &Graph) -> String {
     let up = graph.instances.iter().filter(|node| node.state == "serving").count();
     let from_clients =

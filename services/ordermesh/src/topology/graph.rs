@@ -58,8 +58,8 @@ fn as_millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Resul
 }
 
 /// A duration of the contract; zero without one.
-pub(crate) fn duration(of: &Option<prost_types::Duration>) -> Duration {
-    of.and_then(|duration| duration.try_into().ok()).unwrap_or_default()
+pub(crate) fn duration(value: &Option<prost_types::Duration>) -> Duration {
+    value.and_then(|duration| duration.try_into().ok()).unwrap_or_default()
 }
 
 /// Whether calls of a method are considered: not those of these commands, and not streams, whose latency is not that of
@@ -239,7 +239,7 @@ fn node(instance: &Instance, snapshot: &Result<GetSnapshotResponse, Status>, win
             };
             for method in snapshot.methods.iter().filter(|method| is_considered(&method.method)) {
                 node.in_flight += method.in_flight;
-                method.callers.iter().for_each(|of| node.calls.add(window.of_calls(&of.calls)));
+                method.callers.iter().for_each(|entry| node.calls.add(window.of_calls(&entry.calls)));
             }
         }
     }
@@ -271,12 +271,12 @@ impl Edges<'_> {
     fn add_clients(&mut self, instance: &Instance, snapshot: &GetSnapshotResponse) {
         let window = self.window;
         let methods = snapshot.methods.iter().filter(|method| is_considered(&method.method));
-        for (method, of) in methods.flat_map(|method| method.callers.iter().map(move |of| (method, of))) {
-            if !matches!(of.caller.as_str(), "anonymous" | "customer" | "operator") {
+        for (method, entry) in methods.flat_map(|method| method.callers.iter().map(move |entry| (method, entry))) {
+            if !matches!(entry.caller.as_str(), "anonymous" | "customer" | "operator") {
                 continue;
             }
-            let edge = self.edge(&of.caller, &snapshot.service);
-            edge.calls.add(window.of_calls(&of.calls));
+            let edge = self.edge(&entry.caller, &snapshot.service);
+            edge.calls.add(window.of_calls(&entry.calls));
             edge.is_busy |= method.in_flight > 0;
             let known = edge.instances.iter_mut().find(|known| known.address == instance.address);
             let served = match known {
@@ -297,7 +297,7 @@ impl Edges<'_> {
                     pushed
                 }
             };
-            served.calls.add(window.of_calls(&of.calls));
+            served.calls.add(window.of_calls(&entry.calls));
         }
     }
 

@@ -7,19 +7,19 @@ use crate::table;
 use crate::topology::graph::{Calls, Edge, Graph, InstanceCalls};
 
 /// A latency, for example `1.2 ms`; `-` for zero.
-pub(crate) fn latency(of: Duration) -> String {
-    let millis = of.as_secs_f64() * 1_000.0;
+pub(crate) fn latency(duration: Duration) -> String {
+    let millis = duration.as_secs_f64() * 1_000.0;
     match millis {
         0.0 => "-".to_owned(),
         ..10.0 => format!("{millis:.1} ms"),
         ..1_000.0 => format!("{millis:.0} ms"),
-        _ => format!("{:.1} s", of.as_secs_f64()),
+        _ => format!("{:.1} s", duration.as_secs_f64()),
     }
 }
 
 /// A share, for example `99.9 %`; never rounded up to 100. `-` without calls.
-pub(crate) fn percent(of: Option<f64>) -> String {
-    match of {
+pub(crate) fn percent(share: Option<f64>) -> String {
+    match share {
         None => "-".to_owned(),
         Some(1.0) => "100 %".to_owned(),
         Some(share) => format!("{:.1} %", (share * 1_000.0).floor() / 10.0),

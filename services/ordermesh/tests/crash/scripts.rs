@@ -126,32 +126,32 @@ impl Script {
     /// Checks the final state.
     pub(crate) async fn check_result(self, system: &System, how: &str) {
         let (state, failure) = (system.state().await, system.failure().await);
-        let said = format!("{self:?}, {how}: {state:?} {failure:?}");
-        assert_eq!(system.broken(), [""; 0], "{said}");
+        let context = format!("{self:?}, {how}: {state:?} {failure:?}");
+        assert_eq!(system.broken(), [""; 0], "{context}");
         let report = system.report().await;
-        assert!(report.is_clean(), "{said}: {report}");
-        assert_eq!((report.orders(), report.unfinished), (1, 0), "{said}");
-        assert!(system.ledger.charge_count() <= 1, "{said}: charged {} times", system.ledger.charge_count());
+        assert!(report.is_clean(), "{context}: {report}");
+        assert_eq!((report.orders(), report.unfinished), (1, 0), "{context}");
+        assert!(system.ledger.charge_count() <= 1, "{context}: charged {} times", system.ledger.charge_count());
         let written_off = matches!(self.action, Action::WritesOff(_)) && state == State::Cancelled;
         if system.api.cancelled.get().is_some() || written_off {
             // An order whose cancellation was acknowledged is cancelled.
-            assert_eq!(state, State::Cancelled, "{said}");
+            assert_eq!(state, State::Cancelled, "{context}");
             return;
         }
         let reason = failure.map(|failure| failure.reason);
         match self.environment {
             Environment::Declines(_) => {
-                assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("PAYMENT_DECLINED")), "{said}");
+                assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("PAYMENT_DECLINED")), "{context}");
             }
             Environment::Gateway(FailureMode::NeverCharges) => {
-                assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("GATEWAY_TIMEOUT")), "{said}");
+                assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("GATEWAY_TIMEOUT")), "{context}");
             }
             Environment::Healthy
             | Environment::Gateway(_)
             | Environment::Wire(_)
             | Environment::RefundRefused
             | Environment::Twice => {
-                assert_eq!(state, State::FulfillmentStarted, "{said}");
+                assert_eq!(state, State::FulfillmentStarted, "{context}");
             }
         }
     }

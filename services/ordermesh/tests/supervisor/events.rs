@@ -13,12 +13,12 @@ use tonic::Code;
 use crate::system::{TIMEOUT, TestSystem, kill, readyz, until};
 
 /// `ordermesh events --follow`, and the lines that it prints.
-struct Following {
+struct FollowProcess {
     process: Child,
     lines: Receiver<String>,
 }
 
-impl Following {
+impl FollowProcess {
     fn start(system: &TestSystem, filters: &[&str]) -> Self {
         let mut command = system.command("events");
         command.args(["--follow", "-o", "json"]).args(filters).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -41,14 +41,14 @@ impl Following {
     }
 }
 
-impl Drop for Following {
+impl Drop for FollowProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The trace id of a number.
+/// A distinct trace id for each number.
 fn trace(number: u32) -> String {
     format!("{:032x}", u128::from(number) + 1)
 }
@@ -78,15 +78,16 @@ fn kill_an_instance_and_wait_for_another(system: &TestSystem, killed: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_event_is_printed_once_even_if_instances_are_killed() {
-    let (system, _) = TestSystem::of(2);
+    let (system, _) = TestSystem::with_instances(2);
     let addresses = [1, 2].map(|instance| format!("127.0.0.1:{}", system.port_base + 100 + instance)).to_vec();
     let mut users = UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)));
     let all: BTreeSet<String> = (0..40).map(trace).collect();
     for number in 0..10 {
         fail_to_log_in(&mut users, number).await;
     }
-    let mut following = Following::start(&system, &["--type", "user_login", "--status", "failed"]);
-    // Its stream has begun: the first one is not resumed, for a system that is not there is reported.
+    let mut following = FollowProcess::start(&system, &["--type", "user_login", "--status", "failed"]);
+    // Wait until its stream is open: a first attempt that fails is not retried but reported, as the system may not be
+    // running.
     let mut printed = BTreeSet::from([following.trace()]);
     for number in 10..40 {
         fail_to_log_in(&mut users, number).await;
@@ -115,7 +116,7 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
 }
 
 #[test]
-fn an_invalid_filter_is_rejected_with_the_valid_forms() {
+fn an_invalid_filter_is_rejected_with_the_valid_values() {
     let (system, _) = TestSystem::start();
     for (arguments, code, message) in [
         (["--type", "login"], 2, "one of user_login, order_creation"),
@@ -126,9 +127,9 @@ fn an_invalid_filter_is_rejected_with_the_valid_forms() {
     ] {
         for follow in [&[][..], &["--follow"]] {
             let output = system.command("events").args(arguments).args(follow).output().expect("it exits");
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-            assert!(said.contains(message), "{arguments:?}: {said}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+            assert!(stderr.contains(message), "{arguments:?}: {stderr}");
         }
     }
 }

@@ -264,23 +264,24 @@ async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
         }
         for policy in POLICIES.0.iter().filter(|policy| homes(policy).contains(&service)) {
             let name = policy.name();
-            let (of, method) = name.split_once('/').expect("both");
+            let (full_name, method) = name.split_once('/').expect("both");
             let spellings = [
                 format!("//{name}"),
-                format!("/{of}//{method}"),
+                format!("/{full_name}//{method}"),
                 format!("/{name}/"),
                 format!("/x/../{name}"),
-                format!("/{of}/./{method}"),
-                format!("/{}/{method}", of.to_uppercase()),
-                format!("/{of}/{}", method.to_lowercase()),
-                format!("/{of}/{method}%20"),
+                format!("/{full_name}/./{method}"),
+                format!("/{}/{method}", full_name.to_uppercase()),
+                format!("/{full_name}/{}", method.to_lowercase()),
+                format!("/{full_name}/{method}%20"),
                 format!("/{}", name.replace('/', "%2F")),
             ];
             for path in spellings {
                 assert_eq!(call(&channel, &path, &operator).await.as_ref().map(reason), none, "{path}");
             }
             // The part after a question mark does not belong to the path.
-            let anonymously = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
+            let anonymously =
+                call(&channel, &format!("{}?x=/{full_name}/Other", policy.path), &[]).await.as_ref().map(reason);
             let by_gatekeeper = anonymously.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
             let expected = expected_rejection(policy, Caller::Unknown("TOKEN_MISSING"));
             assert_eq!(by_gatekeeper, expected.map(|(code, reason)| (code, reason.to_owned())), "{}?", policy.path);

@@ -71,9 +71,9 @@ fn a_system_with_an_invalid_setting_exits_immediately_and_names_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut system = system(free_port_base(), &folder.path().join("data"), 1);
         let out = system.args([flag, value]).output().expect("it exits");
-        let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
-        assert_eq!(out.status.code(), Some(2), "{flag}: {said}");
-        assert!(said.contains(named) && !said.contains("s3cr3t"), "{flag}: {said}");
+        let output = [out.stdout, out.stderr].map(|output| String::from_utf8_lossy(&output).into_owned()).join("\n");
+        assert_eq!(out.status.code(), Some(2), "{flag}: {output}");
+        assert!(output.contains(named) && !output.contains("s3cr3t"), "{flag}: {output}");
     }
 }
 
@@ -116,7 +116,7 @@ fn a_password_in_a_database_url_is_removed_from_the_command_line() {
     });
     assert!(of_process("environ").contains(&format!("ORDERMESH_DATABASE_URL={url}")));
     service.kill().expect("running");
-    let said = service.wait_with_output().expect("it exits").stderr;
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains("set ORDERMESH_DATABASE_URL instead") && !said.contains("s3cr3t"), "{said}");
+    let stderr = service.wait_with_output().expect("it exits").stderr;
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(stderr.contains("set ORDERMESH_DATABASE_URL instead") && !stderr.contains("s3cr3t"), "{stderr}");
 }

@@ -17,8 +17,8 @@ const ENDED_BY_A_PIPE: i32 = 128 + 13;
 /// The command exits without a message.
 fn ends_quietly(command: &mut Command) {
     let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it exits");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), said.as_ref()), (Some(ENDED_BY_A_PIPE), ""), "{command:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), stderr.as_ref()), (Some(ENDED_BY_A_PIPE), ""), "{command:?}");
 }
 
 #[test]

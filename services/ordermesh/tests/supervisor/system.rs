@@ -20,11 +20,11 @@ pub(crate) struct TestSystem {
 impl TestSystem {
     /// Starts a system with one instance of each service; returns it with its output when it was ready.
     pub(crate) fn start() -> (Self, String) {
-        Self::of(1)
+        Self::with_instances(1)
     }
 
     /// Starts a system with this many instances; returns it with its output when it was ready.
-    pub(crate) fn of(instances: u16) -> (Self, String) {
+    pub(crate) fn with_instances(instances: u16) -> (Self, String) {
         Self::with(instances, &[])
     }
 

@@ -157,7 +157,7 @@ impl EffectResult {
             observation: Observation::Unknown,
             decline: None,
             charge_id: None,
-            outcome: format!("no answer: {error}"),
+            outcome: format!("no response: {error}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use storage::batches::Results;
 use storage::{Batched, Lease, Tx};
 
 use super::write::PaymentUpdate;
-use super::{Draft, OpenOperation, Opened, Store};
+use super::{Draft, Joined, OpenOperation, Store};
 use crate::payment::Payment;
 
 /// A payment to be recorded.
@@ -25,7 +25,7 @@ pub(super) struct InsertPayments(pub(super) Store);
 impl Batched for InsertPayments {
     type Command = NewPayment;
     type Key = OrderId;
-    type Output = Opened;
+    type Output = Joined;
     type Error = storage::Error;
 
     const NAME: &'static str = "open_payment";
@@ -40,8 +40,8 @@ impl Batched for InsertPayments {
 
     fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [NewPayment]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
-            let opened = self.0.open_in(tx, batch).await?;
-            Ok(opened.into_iter().map(Ok).collect())
+            let joined = self.0.create_or_join_in(tx, batch).await?;
+            Ok(joined.into_iter().map(Ok).collect())
         })
     }
 }

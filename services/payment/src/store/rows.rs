@@ -12,19 +12,19 @@ use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod};
 impl Store {
     pub(super) fn pending(&self, draft: Draft, lease: Option<&Lease>) -> Payment {
         let now = self.clock.now();
-        let settled = draft.declined.is_some();
+        let is_declined = draft.declined.is_some();
         Payment {
             order_id: draft.order_id,
             user_id: Some(draft.user_id),
-            state: if settled { State::Declined } else { State::Pending },
+            state: if is_declined { State::Declined } else { State::Pending },
             amount: draft.amount,
-            payment_method: (!settled).then_some(draft.payment_method),
-            contact_email: (!settled).then_some(draft.contact_email),
+            payment_method: (!is_declined).then_some(draft.payment_method),
+            contact_email: (!is_declined).then_some(draft.contact_email),
             fingerprint: Some(draft.fingerprint),
-            attempt: i32::from(settled),
-            next_attempt_time: (!settled).then_some(now),
-            lease_owner: lease.filter(|_| !settled).map(|lease| lease.owner.clone()),
-            lease_until: lease.filter(|_| !settled).map_or(Timestamp::default(), |lease| now.plus(lease.length)),
+            attempt: i32::from(is_declined),
+            next_attempt_time: (!is_declined).then_some(now),
+            lease_owner: lease.filter(|_| !is_declined).map(|lease| lease.owner.clone()),
+            lease_until: lease.filter(|_| !is_declined).map_or(Timestamp::default(), |lease| now.plus(lease.length)),
             decline_code: draft.declined,
             traceparent: draft.parent.to_string(),
             ..self.blank(draft.order_id)

@@ -475,7 +475,7 @@ async fn an_account_has_the_attempts_and_the_gateways_entry() {
     let details = world.reconciler().details(world.order_id).await.expect("a payment");
     assert_eq!(details.ledger.to_string(), "SUCCEEDED");
     let outcomes: Vec<_> = details.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
-    assert_eq!(outcomes, ["no answer: TIMEOUT: unresponsive on purpose", "SUCCEEDED"]);
+    assert_eq!(outcomes, ["no response: TIMEOUT: unresponsive on purpose", "SUCCEEDED"]);
     world.gateway.set_unresponsive(true);
     assert_eq!(world.reconciler().details(world.order_id).await.expect("a payment").ledger, LedgerEntry::NoResponse);
 }

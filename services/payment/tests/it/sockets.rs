@@ -264,7 +264,7 @@ async fn a_lost_response_is_resolved_and_the_order_is_confirmed() {
     let outcomes: Vec<_> = known.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
     // A busy machine may need more attempts.
     let [doubts @ .., last] = &outcomes[..] else { panic!("no attempts") };
-    assert!(!doubts.is_empty() && doubts.iter().all(|doubt| doubt.starts_with("no answer: ")), "{outcomes:?}");
+    assert!(!doubts.is_empty() && doubts.iter().all(|doubt| doubt.starts_with("no response: ")), "{outcomes:?}");
     assert_eq!(*last, "SUCCEEDED");
     world.end().await;
 }

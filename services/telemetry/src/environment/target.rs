@@ -60,23 +60,23 @@ impl Target {
         general: Option<(&str, &str)>,
         timeout: Option<Duration>,
     ) -> Result<Option<Self>, VariableError> {
-        let of = Options { variables, signal };
+        let options = Options { variables, signal };
         let exporter = format!("OTEL_{}_EXPORTER", signal.infix());
         let is_wanted = variables.choice(&exporter, &[("otlp", true), ("none", false)])?.unwrap_or(true);
         let protocols = [("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
-        let protocol = of.option("PROTOCOL", |name| variables.choice(name, &protocols))?.unwrap_or(Protocol::Grpc);
-        let headers = of.option("HEADERS", |name| headers(name, variables))?.unwrap_or_default();
+        let protocol = options.option("PROTOCOL", |name| variables.choice(name, &protocols))?.unwrap_or(Protocol::Grpc);
+        let headers = options.option("HEADERS", |name| headers(name, variables))?.unwrap_or_default();
         let compressions = [("gzip", true), ("none", false)];
-        let gzip = of.option("COMPRESSION", |name| variables.choice(name, &compressions))?.unwrap_or(false);
-        let insecure = of.option("INSECURE", |name| variables.boolean(name))?.unwrap_or(false);
-        let own_timeout = of.option("TIMEOUT", |name| variables.timeout(name))?.unwrap_or(TIMEOUT);
-        let roots = of.file("CERTIFICATE")?;
-        let client = of.client()?;
+        let gzip = options.option("COMPRESSION", |name| variables.choice(name, &compressions))?.unwrap_or(false);
+        let insecure = options.option("INSECURE", |name| variables.boolean(name))?.unwrap_or(false);
+        let own_timeout = options.option("TIMEOUT", |name| variables.timeout(name))?.unwrap_or(TIMEOUT);
+        let roots = options.file("CERTIFICATE")?;
+        let client = options.client()?;
         let endpoint = Endpoint { protocol, insecure };
         // Both are parsed: a malformed one is rejected even when the other one takes precedence.
         let general = general.map(|(name, url)| endpoint.general(name, url, signal).map(|uri| (name.to_owned(), uri)));
         let general = general.transpose()?;
-        let own_name = of.name("ENDPOINT");
+        let own_name = options.name("ENDPOINT");
         let own = variables.text(&own_name)?.map(|url| endpoint.exact(&own_name, &url)).transpose()?;
         let Some((variable, uri)) = own.map(|uri| (own_name, uri)).or(general).filter(|_| is_wanted) else {
             return Ok(None);

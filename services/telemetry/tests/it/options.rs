@@ -30,9 +30,9 @@ async fn received(variables: &[(&'static str, String)]) -> Received {
 async fn exports_are_compressed_when_a_variable_requests_it() {
     let gzip = set("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
     let encodings = |received: &Received, header: &str| {
-        let of =
+        let values =
             received.requests.iter().map(|(_, headers)| headers.get(header).map(|value| value.as_bytes().to_vec()));
-        of.collect::<Vec<_>>()
+        values.collect::<Vec<_>>()
     };
     let by_grpc = received(std::slice::from_ref(&gzip)).await;
     assert_eq!(encodings(&by_grpc, "grpc-encoding"), vec![Some(b"gzip".to_vec()); 3]);

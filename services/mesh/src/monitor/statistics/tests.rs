@@ -85,11 +85,15 @@ async fn calls_are_counted_by_method_caller_and_code() {
     let read = table.read(Instant::now()).remove(0);
     assert_eq!(read.in_flight, 0);
     let callers = by_caller(read.callers);
-    let of = |at: usize| {
+    let totals = |at: usize| {
         (callers[at].caller.name().to_owned(), callers[at].calls.by_code.clone(), callers[at].calls.last_10s.failures)
     };
-    assert_eq!(of(0), ("order".into(), vec![(Code::Ok, 1), (Code::Unavailable, 1)], 1));
-    assert_eq!(of(1), ("customer".into(), vec![(Code::InvalidArgument, 1)], 0), "the caller's mistake is no failure");
+    assert_eq!(totals(0), ("order".into(), vec![(Code::Ok, 1), (Code::Unavailable, 1)], 1));
+    assert_eq!(
+        totals(1),
+        ("customer".into(), vec![(Code::InvalidArgument, 1)], 0),
+        "the caller's mistake is no failure"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,6 +105,6 @@ async fn the_number_of_callers_is_bounded() {
     }
     let callers = by_caller(table.read(Instant::now()).remove(0).callers);
     assert_eq!(callers.len(), MAX_CALLERS + 1);
-    let others = callers.iter().find(|of| of.caller.name() == "others").expect("the others");
+    let others = callers.iter().find(|entry| entry.caller.name() == "others").expect("the others");
     assert_eq!(others.calls.by_code, [(Code::Ok, 100 - MAX_CALLERS as u64)]);
 }

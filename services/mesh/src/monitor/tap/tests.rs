@@ -4,7 +4,9 @@ use std::time::Duration;
 use tokio::time::advance;
 use tonic::Code;
 
-use super::{CUT_AFTER, CallFacts, MAX_TAPS, MAX_WAITING, TapCut, TapFilter, TapSide, TappedCall, Taps, TooManyTaps};
+use super::{
+    CLOSE_AFTER, CallFacts, MAX_TAPS, MAX_WAITING, TapFilter, TapNotRead, TapSide, TappedCall, Taps, TooManyTaps,
+};
 use crate::call::caller_class::CallerClass;
 
 fn call() -> TappedCall {
@@ -75,7 +77,7 @@ async fn calls_are_reported_while_a_tap_is_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tap_that_is_not_read_drops_calls_and_is_cut_with_their_count() {
+async fn a_tap_that_is_not_read_drops_calls_and_is_closed_with_their_count() {
     let taps = Arc::new(Taps::default());
     let mut unread = taps.open(TapFilter::default()).expect("a tap");
     let mut other = taps.open(TapFilter::default()).expect("another");
@@ -86,18 +88,18 @@ async fn a_tap_that_is_not_read_drops_calls_and_is_cut_with_their_count() {
         }
     };
     offer_and_read(MAX_WAITING + 5).await;
-    advance(CUT_AFTER - Duration::from_millis(1)).await;
+    advance(CLOSE_AFTER - Duration::from_millis(1)).await;
     offer_and_read(1).await;
     assert_eq!(unread.next().await, Ok((call(), 6)), "the count goes with the next call");
     // It was read in time: the wait begins anew.
     offer_and_read(2).await;
-    advance(CUT_AFTER).await;
+    advance(CLOSE_AFTER).await;
     offer_and_read(1).await;
     for _ in 0..MAX_WAITING {
         assert_eq!(unread.next().await, Ok((call(), 8)));
     }
-    assert_eq!(unread.next().await, Err(TapCut { dropped: 8 }));
-    assert!(TapCut { dropped: 8 }.to_string().contains("8 calls were dropped"));
+    assert_eq!(unread.next().await, Err(TapNotRead { dropped: 8 }));
+    assert!(TapNotRead { dropped: 8 }.to_string().contains("8 calls were dropped"));
     offer_and_read(1).await;
     assert!(taps.is_open(), "the other tap is still open");
 }

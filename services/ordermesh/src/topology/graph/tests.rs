@@ -4,7 +4,7 @@ use super::*;
 use crate::service::Service;
 use crate::topology::render;
 
-fn span(millis: i64) -> Option<prost_types::Duration> {
+fn proto_duration(millis: i64) -> Option<prost_types::Duration> {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).expect("less than a second");
     Some(prost_types::Duration { seconds: millis / 1_000, nanos })
 }
@@ -13,20 +13,20 @@ fn window(calls: i64, failures: i64, p50: i64, p99: i64) -> Option<Window> {
     // All but one of the calls took the median.
     let latencies = [(p50, (calls - 1).max(0)), (p99, calls.min(1))]
         .map(|(millis, calls)| LatencyCount { latency_us: millis * 1_000, calls });
-    Some(Window { length: span(10_000), calls, failures, latencies: latencies.into(), ..Window::default() })
+    Some(Window { length: proto_duration(10_000), calls, failures, latencies: latencies.into(), ..Window::default() })
 }
 
-fn statistics(of: Option<Window>) -> Option<CallStatistics> {
-    Some(CallStatistics { last_10s: of.clone(), last_60s: of, ..CallStatistics::default() })
+fn statistics(window: Option<Window>) -> Option<CallStatistics> {
+    Some(CallStatistics { last_10s: window.clone(), last_60s: window, ..CallStatistics::default() })
 }
 
-fn endpoint(address: &str, of: Option<Window>, breaker: BreakerState) -> Endpoint {
+fn endpoint(address: &str, window: Option<Window>, breaker: BreakerState) -> Endpoint {
     Endpoint {
         address: address.into(),
         connected: true,
         breaker: breaker.into(),
-        last_10s: of.clone(),
-        last_60s: of,
+        last_10s: window.clone(),
+        last_60s: window,
         ..Endpoint::default()
     }
 }
@@ -63,7 +63,7 @@ fn payment(name: &str) -> GetSnapshotResponse {
     GetSnapshotResponse { service: "payment".into(), instance: name.into(), ..GetSnapshotResponse::default() }
 }
 
-/// Two orders that call two payments, of which the second is slow.
+/// Two instances of the Order Service that call two of the Payment Service, the second of which is slow.
 pub(crate) fn graph() -> Graph {
     let fast = || endpoint("10.0.0.3:7000", window(39, 0, 4, 9), BreakerState::Closed);
     let slow = |breaker| endpoint("10.0.0.4:7000", window(1, 0, 210, 210), breaker);
@@ -87,12 +87,19 @@ pub(crate) fn graph() -> Graph {
 fn the_calls_of_all_instances_are_one_edge_with_its_slow_instance_marked() {
     let graph = graph();
     let ends: Vec<_> = graph.edges.iter().map(|edge| (edge.from.as_str(), edge.to.as_str())).collect();
-    assert_eq!(ends, [("customer", "order"), ("order", "payment")], "a service's calls are its own to report");
+    assert_eq!(
+        ends,
+        [("customer", "order"), ("order", "payment")],
+        "calls between services are reported by the caller only"
+    );
     let edge = &graph.edges[1];
     assert_eq!((edge.calls.calls, edge.calls.failures, edge.in_flight, edge.retries), (80, 0, Some(4), 6));
     assert_eq!((edge.calls.per_second, edge.calls.p99()), (8.0, Duration::from_millis(230)));
-    let instances: Vec<_> =
-        edge.instances.iter().map(|of| (of.instance.as_str(), of.calls.calls, of.breaker, of.slow)).collect();
+    let instances: Vec<_> = edge
+        .instances
+        .iter()
+        .map(|called| (called.instance.as_str(), called.calls.calls, called.breaker, called.slow))
+        .collect();
     assert_eq!(instances, [("payment-1", 78, "closed", false), ("payment-2", 2, "open", true)]);
     let clients = &graph.edges[0];
     assert_eq!((clients.calls.calls, clients.calls.success(), clients.instances.len()), (100, Some(0.98), 2));
@@ -116,7 +123,7 @@ fn an_instance_that_does_not_respond_is_unreachable_with_the_reason() {
 }
 
 #[test]
-fn every_form_names_the_slow_edge_and_instance() {
+fn every_format_names_the_slow_edge_and_instance() {
     let graph = graph();
     let text = render::text(&graph);
     let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).expect(start).to_owned();
@@ -144,18 +151,22 @@ fn every_form_names_the_slow_edge_and_instance() {
 
 #[test]
 fn an_instance_without_others_or_without_calls_is_not_slow() {
-    let of = |address: &str, calls, p50| endpoint(address, window(calls, 0, p50, p50), BreakerState::Closed);
+    let instance = |address: &str, calls, p50| endpoint(address, window(calls, 0, p50, p50), BreakerState::Closed);
     let slow = |endpoints: &[Endpoint]| {
         let mut instances = Vec::new();
         endpoints.iter().for_each(|endpoint| merge(&mut instances, endpoint, String::new(), WindowLength::Long));
         mark_slow(&mut instances);
         instances.iter().map(|instance| instance.slow).collect::<Vec<_>>()
     };
-    assert_eq!(slow(&[of("a:1", 5, 300)]), [false]);
-    assert_eq!(slow(&[of("a:1", 5, 300), of("b:1", 0, 0)]), [false, false]);
-    assert_eq!(slow(&[of("a:1", 50, 9), of("b:1", 5, 1)]), [false, false], "less than 10 ms longer");
-    assert_eq!(slow(&[of("a:1", 50, 30), of("b:1", 5, 11)]), [false, false], "less than three times");
-    assert_eq!(slow(&[of("a:1", 10, 33), of("b:1", 5, 11)]), [true, false]);
-    assert_eq!(slow(&[of("a:1", 9, 110), of("b:1", 5, 11)]), [false, false], "few calls, less than 100 ms longer");
-    assert_eq!(slow(&[of("a:1", 1, 111), of("b:1", 5, 11)]), [true, false]);
+    assert_eq!(slow(&[instance("a:1", 5, 300)]), [false]);
+    assert_eq!(slow(&[instance("a:1", 5, 300), instance("b:1", 0, 0)]), [false, false]);
+    assert_eq!(slow(&[instance("a:1", 50, 9), instance("b:1", 5, 1)]), [false, false], "less than 10 ms longer");
+    assert_eq!(slow(&[instance("a:1", 50, 30), instance("b:1", 5, 11)]), [false, false], "less than three times");
+    assert_eq!(slow(&[instance("a:1", 10, 33), instance("b:1", 5, 11)]), [true, false]);
+    assert_eq!(
+        slow(&[instance("a:1", 9, 110), instance("b:1", 5, 11)]),
+        [false, false],
+        "few calls, less than 100 ms longer"
+    );
+    assert_eq!(slow(&[instance("a:1", 1, 111), instance("b:1", 5, 11)]), [true, false]);
 }
