@@ -2,6 +2,7 @@
 //! other programs can flatten too; a service that calls another one also takes its addresses.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub struct Settings {
     /// Instances of the Data Service, which stores the trace events of all services. A list, or dns:///NAME:PORT, which is resolved every 3 s
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
     pub data_addresses: Addresses,
+    /// Number of instances of each other service to connect to, chosen at random: with hundreds of instances, so that their connections do not grow with the product of both; not below 20 [default: all]
+    #[arg(long, env = "ORDERMESH_SUBSET_SIZE", value_name = "COUNT")]
+    pub subset_size: Option<NonZeroUsize>,
     /// What is changed of calls at run time.
     #[command(flatten)]
     pub traffic: TrafficSettings,

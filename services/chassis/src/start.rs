@@ -218,7 +218,17 @@ impl Chassis {
         let tls = self.identity.as_ref().map(|identity| identity.client(target));
         let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
         let (monitor, traffic) = (self.monitor.clone(), self.traffic.clone());
-        mesh::client(ClientConfig { credentials, events, monitor, traffic, is_mesh_service, tls, ..config })
+        let subset_size = self.settings.subset_size.filter(|_| is_mesh_service);
+        mesh::client(ClientConfig {
+            credentials,
+            events,
+            monitor,
+            traffic,
+            is_mesh_service,
+            subset_size,
+            tls,
+            ..config
+        })
     }
 
     /// Serves until shutdown is requested, then drains: calls in flight end, background tasks end, the last events are

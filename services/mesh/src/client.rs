@@ -21,11 +21,13 @@ mod retry;
 mod rng;
 mod same_store;
 mod split;
+mod subset;
 mod telemetry;
 mod visited;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -54,6 +56,7 @@ use crate::client::retry::{Retry, RetryConfig, retry};
 use crate::client::rng::{Rng, SystemRng};
 use crate::client::same_store::SameStore;
 use crate::client::split::{Canary, Split};
+use crate::client::subset::Subset;
 use crate::client::telemetry::{ClientTelemetry, ClientTelemetryConfig, client_telemetry};
 use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::monitor::Monitor;
@@ -83,6 +86,8 @@ pub struct ClientConfig {
     pub is_mesh_service: bool,
     /// Connections to each instance.
     pub connections: usize,
+    /// The number of instances to connect to, chosen at random (gRFC A68); all without.
+    pub subset_size: Option<NonZeroUsize>,
     /// TLS; plaintext without.
     pub tls: Option<ClientTls>,
     /// Whether failed calls are retried where the policy allows it. Off for callers that need each error.
@@ -92,7 +97,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// With retries, one connection to each instance, and the process's propagation; without credentials, events or TLS.
+    /// With retries, one connection to each instance of the target, and the process's propagation; without credentials, events or TLS.
     pub fn new(target: &'static str, addresses: impl Into<Addresses>, policies: PolicyTable) -> Self {
         Self {
             target,
@@ -104,6 +109,7 @@ impl ClientConfig {
             traffic: TrafficPolicy::none(),
             is_mesh_service: false,
             connections: 1,
+            subset_size: None,
             tls: None,
             retries: true,
             propagation: Propagation::installed(),
@@ -127,6 +133,7 @@ pub fn client(config: ClientConfig) -> Channel {
     let instances = Instances {
         credentials: config.credentials,
         connections: config.connections,
+        subset_size: config.subset_size,
         tls: config.tls,
         retries: config.retries,
         monitor: config.monitor,
@@ -171,6 +178,7 @@ type TargetStack = Retry<WithCredentials<Balance>>;
 struct Instances {
     credentials: Credentials,
     connections: usize,
+    subset_size: Option<NonZeroUsize>,
     tls: Option<ClientTls>,
     retries: bool,
     monitor: Monitor,
@@ -222,6 +230,7 @@ impl Instances {
         let reconnect = Reconnect { connect, rng: self.rng.clone(), changed: Arc::default(), failures: Arc::default() };
         let endpoints = EndpointConfig {
             connections: self.connections,
+            subset: Subset::new(self.subset_size, &*self.rng),
             has_tls: self.tls.is_some(),
             created: Instant::now(),
             has_address_labels: matches!(addresses, Addresses::Fixed(_)),

@@ -237,6 +237,8 @@ fn choose<C>(candidates: Vec<Candidate<C>>, known: &mut Primary, name: impl Fn(u
     }
     let (mut newest, _old): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|candidate| candidate.timeline == highest);
+    // They answered in any order.
+    newest.sort_by_key(|candidate| candidate.index);
     let is_split = newest.windows(2).any(|pair| matches!(pair, [one, other] if one.start_time != other.start_time));
     *known = Primary { timeline: highest, is_split, ..*known };
     if is_split {

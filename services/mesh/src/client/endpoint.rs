@@ -25,6 +25,7 @@ use crate::client::breaker::Breaker;
 use crate::client::load::Load;
 use crate::client::metrics::ClientMetrics;
 use crate::client::rng::Rng;
+use crate::client::subset::Subset;
 use crate::monitor::statistics::AttemptStatistics;
 use crate::status::{CONNECTION_LOST, mesh_status};
 
@@ -75,6 +76,7 @@ pub(crate) struct Endpoint {
 /// The configuration that all endpoints of a target share.
 pub(crate) struct EndpointConfig {
     pub(crate) connections: usize,
+    pub(crate) subset: Subset,
     pub(crate) has_tls: bool,
     /// When the channel was created. All its statistics windows count from then, so they are equally long.
     pub(crate) created: Instant,

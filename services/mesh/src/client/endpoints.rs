@@ -171,6 +171,7 @@ impl AddressSink for Endpoints {
     fn replace(&self, mut addresses: Vec<String>) {
         addresses.sort();
         addresses.dedup();
+        let addresses = self.config.subset.of(addresses);
         let old = self.list();
         let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
         let new: EndpointList =

@@ -296,6 +296,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], options: &Sys
             },
             mesh_secret_file: None,
             data_addresses: vec![data].into(),
+            subset_size: None,
             traffic: options.traffic.clone(),
             telemetry: chassis::TelemetrySettings {
                 otlp_endpoint: None,

@@ -6,8 +6,10 @@ use crate::client::connect::{Connect, Connected};
 use crate::client::discovery::SystemResolver;
 use crate::client::metrics::ClientMetrics;
 use crate::client::rng::{FixedRng, SystemRng};
+use crate::client::subset::Subset;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicUsize;
 
 const MS: Duration = Duration::from_millis(1);
@@ -50,9 +52,20 @@ fn started(
     rng: Arc<dyn Rng>,
     connect: Arc<Nowhere>,
 ) -> Arc<Endpoints> {
+    started_with(addresses, None, resolve, rng, connect)
+}
+
+fn started_with(
+    addresses: Addresses,
+    subset_size: Option<NonZeroUsize>,
+    resolve: Arc<dyn Resolve>,
+    rng: Arc<dyn Rng>,
+    connect: Arc<Nowhere>,
+) -> Arc<Endpoints> {
     let metrics = Arc::new(ClientMetrics::new("test"));
     let config = EndpointConfig {
         connections: 1,
+        subset: Subset::new(subset_size, &*rng),
         has_tls: false,
         created: Instant::now(),
         has_address_labels: true,
@@ -79,6 +92,17 @@ fn open_breaker(endpoint: &Endpoint) {
     for _ in 0..THRESHOLD {
         endpoint.breaker.failed(endpoint.breaker.permit(), Instant::now());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_connects_to_its_subset_alone() {
+    let connect = Arc::new(Nowhere::default());
+    let addresses = Addresses::Fixed((0..50).map(|n| format!("a{n}:1")).collect());
+    let resolve = Arc::new(SystemResolver);
+    let target = started_with(addresses, NonZeroUsize::new(20), resolve, Arc::new(FixedRng(0.5)), connect.clone());
+    assert_eq!(target.list().len(), 20);
+    tokio::time::sleep(MS).await;
+    assert_eq!(connect.tries.load(Ordering::SeqCst), 20);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use crate::client::connect::{SETTINGS, handshake};
 use crate::client::endpoint::EndpointConfig;
 use crate::client::metrics::ClientMetrics;
 use crate::client::rng::FixedRng;
+use crate::client::subset::Subset;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, StreamBody};
@@ -51,6 +52,7 @@ impl World {
         let metrics = Arc::new(ClientMetrics::new("test"));
         let config = EndpointConfig {
             connections: 1,
+            subset: Subset::new(None, &FixedRng(0.0)),
             has_tls: false,
             created: Instant::now(),
             has_address_labels: true,
