@@ -36,6 +36,7 @@ PARTS = {
     "postgres": postgres.on_postgres,
     "away": postgres.outage,
     "failover": failover.run,
+    "pooler": postgres.behind_poolers,
     "secrets": leaks.run,
     "clients": clients.run,
     "chaos": crash.chaos,

@@ -3,14 +3,16 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 from crash import chaos_on, check_exactly_once
-from system import CallError, Failed, System, check, counted, eventually, free_ports, not_run
+from system import BIN, CallError, Failed, System, check, counted, eventually, free_ports, not_run
 
 
 def postgres_programs():
@@ -132,6 +134,58 @@ def outage():
         check({pid for pid, _ in system.children()} == before, "no process was restarted")
         check_verify(system, "--database-url", server.url("postgres"))
     return "rejected with UNAVAILABLE and RetryInfo, not ready; then both orders fulfilled, by the same processes"
+
+
+@contextmanager
+def pooler(server, mode):
+    """PgBouncer in front of a server: its URL."""
+    # It does not run as root.
+    folder, port = Path(tempfile.mkdtemp(prefix="ordermesh-pgbouncer-")), free_ports(1)[0]
+    (folder / "users").write_text('"postgres" ""\n')
+    (folder / "ini").write_text(f"""[databases]
+postgres = host=127.0.0.1 port={server.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {folder}/users
+pool_mode = {mode}
+default_pool_size = 150
+max_client_conn = 500
+ignore_startup_parameters = extra_float_digits
+""")
+    if server.user:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, server.user)
+    process = subprocess.Popen(
+        ["pgbouncer", "-q", folder / "ini"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        **{**server.options(), "env": {"PATH": f"{os.environ['PATH']}:/usr/sbin"}})
+    try:
+        eventually("PgBouncer listens", 10, lambda: socket.create_connection(("127.0.0.1", port), 1).close() or True)
+        yield f"postgres://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def behind_poolers():
+    """Behind PgBouncer in session mode an order is fulfilled; in transaction mode no service starts, and the error says why."""
+    if why := skip_reason():
+        return why
+    if not shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"):
+        return not_run("e2e with PgBouncer", "it is not installed (apt-get install pgbouncer)")
+    with Postgres(postgres_programs()) as server:
+        with pooler(server, "session") as url, System(flags=["--database-url", url]) as system:
+            _, token = system.customer()
+            check_exactly_once(system, system.order(token)["orderId"], token)
+            check_verify(system, "--database-url", url)
+        with pooler(server, "transaction") as url:
+            done = subprocess.run([BIN, "order", "--migrate-only", "--database-url", url], capture_output=True, text=True, timeout=30, check=False)
+            text = done.stdout + done.stderr
+            check(done.returncode == 2 and "connection pooler in transaction or statement mode" in text, f"transaction mode is rejected: {done.returncode} {text}")
+    return "session mode: fulfilled, verified; transaction mode: rejected at start, with the remedy"
 
 
 def chaos():

@@ -26,6 +26,12 @@ pub enum Error {
          password, statement-cache-capacity and target_session_attrs; in a password, ? is %3F and & is %26"
     )]
     UrlParameter,
+    /// A connection pooler changes the server's session between transactions.
+    #[error(
+        "the database URL leads to a connection pooler in transaction or statement mode: two connections share a session of the server, but \
+         settings, prepared statements and LISTEN belong to one; use session mode (PgBouncer: pool_mode = session), or the server itself"
+    )]
+    TransactionPooling,
     /// The database could not be opened.
     #[error("the database could not be opened")]
     Connect(#[source] DbErr),
@@ -104,7 +110,12 @@ impl Error {
     /// (28000), no such database (3D000).
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Url | Self::UrlMalformed | Self::TargetSessionAttrs | Self::UrlParameter | Self::Exposed(_) => true,
+            Self::Url
+            | Self::UrlMalformed
+            | Self::TargetSessionAttrs
+            | Self::UrlParameter
+            | Self::TransactionPooling
+            | Self::Exposed(_) => true,
             Self::Connect(error) => {
                 matches!(sqlx(error), Some(sea_orm::sqlx::Error::Configuration(_)))
                     || code(error).is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000"))
@@ -193,6 +204,7 @@ impl Error {
             | Self::UrlMalformed
             | Self::TargetSessionAttrs
             | Self::UrlParameter
+            | Self::TransactionPooling
             | Self::Connect(_)
             | Self::Folder { .. }
             | Self::Exposed(_)

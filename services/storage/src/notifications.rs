@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
 use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
-use sea_orm::sqlx::{self, Executor};
+use sea_orm::sqlx::{self, AssertSqlSafe, Executor};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -145,7 +145,15 @@ async fn receive(
     process: &str,
     received: &watch::Sender<u64>,
 ) -> Result<Infallible, sqlx::Error> {
-    let one = PgPoolOptions::new().max_connections(1).acquire_timeout(LIMIT).connect_lazy_with(pool.options());
+    let session = pool.session();
+    let one = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(LIMIT)
+        .after_connect(move |connection, _| {
+            let session = AssertSqlSafe(session.clone());
+            Box::pin(async move { connection.execute(session).await.map(drop) })
+        })
+        .connect_lazy_with(pool.options());
     let mut listener = PgListener::connect_with(&one).await?;
     listener.eager_reconnect(false);
     limited(listener.listen(channel)).await?;

@@ -13,7 +13,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleErro
 use futures_util::future::BoxFuture;
 use log::LevelFilter;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
-use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -32,6 +32,27 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
 const MAX_CONNECT_BACKOFF: Duration = Duration::from_millis(400);
+
+/// How long the second connection at start may take.
+const SHARED_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The session's settings. Not as startup parameters: poolers reject those that they do not know.
+fn session_settings(options: &Options) -> String {
+    let schema = options.schema.as_ref();
+    let search_path = schema.map(|schema| format!("; SET search_path = \"{}\"", schema.replace('"', "")));
+    format!(
+        "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET tcp_keepalives_idle = 30; \
+         SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 30000{}",
+        options.statement_timeout.as_millis(),
+        // A crashed client holds no lock: its transaction is ended.
+        (options.statement_timeout + RESPONSE_GRACE).as_millis(),
+        search_path.unwrap_or_default()
+    )
+}
+
+async fn backend_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    connection.fetch_one("SELECT pg_backend_pid()").await?.try_get(0)
+}
 
 /// A connection with its generation.
 #[derive(Debug)]
@@ -55,7 +76,8 @@ struct PoolState {
 #[derive(Debug)]
 pub(crate) struct Connector {
     hosts: Hosts,
-    search_path: Option<String>,
+    /// SET statements.
+    session: String,
     state: Arc<PoolState>,
 }
 
@@ -65,9 +87,7 @@ impl Connector {
     }
 
     async fn prepare(&self, mut connection: PgConnection) -> Result<PgConnection, sqlx::Error> {
-        if let Some(set) = &self.search_path {
-            connection.execute(AssertSqlSafe(set.clone())).await?;
-        }
+        connection.execute(AssertSqlSafe(self.session.clone())).await?;
         Ok(connection)
     }
 }
@@ -106,25 +126,13 @@ impl Pool {
             acquired: AtomicU64::new(0),
             committed: AtomicU64::new(0),
         });
-        let millis = |limit: Duration| limit.as_millis().to_string();
         let hosts = Hosts::parse(url)?.map(|connect| {
             connect
                 // Only slow statements are logged, and never their parameters.
                 .log_statements(LevelFilter::Off)
                 .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT)
-                .options([
-                    ("statement_timeout", millis(options.statement_timeout)),
-                    // A crashed client holds no lock: its transaction is ended.
-                    ("idle_in_transaction_session_timeout", millis(options.statement_timeout + RESPONSE_GRACE)),
-                    ("tcp_keepalives_idle", "30".to_owned()),
-                    ("tcp_keepalives_interval", "10".to_owned()),
-                    ("tcp_keepalives_count", "3".to_owned()),
-                    ("tcp_user_timeout", "30000".to_owned()),
-                ])
         });
-        let search_path =
-            options.schema.as_ref().map(|schema| format!("SET search_path = \"{}\"", schema.replace('"', "")));
-        let connector = Connector { hosts, search_path, state: state.clone() };
+        let connector = Connector { hosts, session: session_settings(options), state: state.clone() };
         let pool = managed::Pool::builder(connector)
             .max_size(usize::try_from(options.max_connections).unwrap_or(usize::MAX))
             .queue_mode(QueueMode::Lifo)
@@ -136,8 +144,24 @@ impl Pool {
             acquire_timeout: options.acquire_timeout,
             statement_limit: options.statement_timeout + RESPONSE_GRACE,
         };
-        pool.acquire().await.map_err(Error::Connect)?;
+        let mut first = pool.acquire().await.map_err(Error::Connect)?;
+        if pool.shares_session(&mut first).await {
+            return Err(Error::TransactionPooling);
+        }
+        drop(first);
         Ok(pool)
+    }
+
+    /// Whether a second connection has the session of the first one: a connection pooler between client and server gives each
+    /// transaction to any session, but settings, prepared statements and LISTEN belong to a session.
+    async fn shares_session(&self, first: &mut PooledConnection) -> bool {
+        let other = async {
+            let mut other = self.connect_outside_pool().await?;
+            let first = first.run(|connection| Box::pin(backend_pid(connection))).await?;
+            Ok::<_, sqlx::Error>((first, backend_pid(&mut other).await?))
+        };
+        // A server with a single connection left is none of those.
+        matches!(timeout(SHARED_TIMEOUT, other).await, Ok(Ok((one, other))) if one == other)
     }
 
     /// A connection, idle or new. While the server does not listen or is starting, it retries until the timeout.
@@ -172,6 +196,11 @@ impl Pool {
         if invalid_before.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// The SET statements of a connection outside the pool.
+    pub(crate) fn session(&self) -> String {
+        self.pool.manager().session.clone()
     }
 
     /// For a connection outside the pool, to the server of the last connection.

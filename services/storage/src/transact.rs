@@ -343,6 +343,7 @@ pub(crate) fn copy(error: &Error) -> Error {
         | Error::UrlMalformed
         | Error::TargetSessionAttrs
         | Error::UrlParameter
+        | Error::TransactionPooling
         | Error::Folder { .. }
         | Error::Exposed(_)
         | Error::Permissions { .. }
