@@ -18,6 +18,7 @@ import failover  # noqa: E402
 import golden  # noqa: E402
 import leaks  # noqa: E402
 import live  # noqa: E402
+import patroni  # noqa: E402
 import postgres  # noqa: E402
 import readme  # noqa: E402
 import rolling  # noqa: E402
@@ -36,6 +37,7 @@ PARTS = {
     "postgres": postgres.on_postgres,
     "away": postgres.outage,
     "failover": failover.run,
+    "patroni": patroni.run,
     "pooler": postgres.behind_poolers,
     "secrets": leaks.run,
     "clients": clients.run,

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::json::{self, Format};
-use crate::load::customer::{Account, OrderPlacer};
+use crate::load::customer::{Account, MAX_ATTEMPTS, OrderPlacer};
 use crate::load::load_model::{LoadModel, StopCondition};
 pub(crate) use crate::load::mix::Mix;
 pub(crate) use crate::load::statistics::Statistics;
@@ -76,6 +76,9 @@ pub(crate) struct Options {
     /// Disable retries of the mesh's client: every rejection is counted
     #[arg(long)]
     no_retries: bool,
+    /// Maximum attempts at a call: more to load a system through an outage of its database
+    #[arg(long, default_value_t = MAX_ATTEMPTS, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
+    max_attempts: u32,
     /// Skip the verification of the promises at the end
     #[arg(long)]
     no_verify: bool,
@@ -101,7 +104,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     if is_text {
         out::line(format_args!("{model}, mix {}, seed {seed}", options.mix))?;
     }
-    let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
+    let mut load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
+    load.placer.max_attempts = options.max_attempts;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
     let until = StopCondition { orders, duration: options.duration };
     let stop = CancellationToken::new();

@@ -29,7 +29,7 @@ use crate::system::{System, request};
 use crate::text;
 
 /// Maximum attempts at a call.
-const MAX_ATTEMPTS: u32 = 6;
+pub(crate) const MAX_ATTEMPTS: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_CAP: Duration = Duration::from_secs(1);
 /// A customer that cancels does so within this time.
