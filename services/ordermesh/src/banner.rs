@@ -10,6 +10,12 @@ use crate::data_dir::Login;
 use crate::service::Service;
 use crate::trace::Trace;
 
+const NO_GRPCURL: &str = "\
+grpcurl is not on PATH. The lines below call the system with it: go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4,
+brew install grpcurl, or https://github.com/fullstorydev/grpcurl/releases
+
+";
+
 /// The contents of the start-up output.
 #[derive(Clone, Debug)]
 pub(crate) struct Banner {
@@ -24,6 +30,8 @@ pub(crate) struct Banner {
     /// The operator created on this start, if the output is a terminal: the password must not get into files and
     /// journals.
     pub(crate) new_operator: Option<Login>,
+    /// Whether the printed commands can run as they are.
+    pub(crate) has_grpcurl: bool,
     /// The trace of the printed log-in and order.
     pub(crate) trace: Trace,
     /// The printed request ids, new on each start; the first also makes the account's e-mail unique.
@@ -54,6 +62,9 @@ impl Banner {
             None => format!("e-mail and password are in {}", self.operator_file()),
         };
         let _ = writeln!(text, "  {:<9} {operator}\n", "operator");
+        if !self.has_grpcurl {
+            text.push_str(NO_GRPCURL);
+        }
         text.push_str("Lines to copy, in this order:\n");
         for (what, line) in self.lines() {
             let _ = write!(text, "\n# {what}\n{line}\n");
@@ -151,6 +162,7 @@ mod tests {
             took: Duration::from_millis(420),
             data_dir: "/srv/my shop".into(),
             new_operator,
+            has_grpcurl: true,
             trace: Trace::random(),
             ids: [Uuid::from_u128(7), Uuid::from_u128(8)],
         }
@@ -165,6 +177,13 @@ mod tests {
         assert_eq!(traced, ["log in", "order"]);
         let events = &banner.lines()[5].1;
         assert!(events.contains(&banner.trace.id()), "{events}");
+    }
+
+    #[test]
+    fn without_grpcurl_the_output_says_how_to_install_it() {
+        let without = Banner { has_grpcurl: false, ..banner(None) }.text();
+        assert!(without.contains("grpcurl is not on PATH") && without.contains("go install "), "{without}");
+        assert!(!banner(None).text().contains("not on PATH"));
     }
 
     #[test]

@@ -107,9 +107,15 @@ fn banner(config: &SystemConfig, supervisor: &Supervisor, began: Instant) -> Res
         took: began.elapsed(),
         data_dir,
         new_operator,
+        has_grpcurl: is_on_path("grpcurl"),
         trace: Trace::random(),
         ids: [SystemIds.uuid(), SystemIds.uuid()],
     })
+}
+
+fn is_on_path(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|folders| std::env::split_paths(&folders).any(|folder| folder.join(program).is_file()))
 }
 
 const SAME_SIGNAL: Duration = Duration::from_millis(500);
