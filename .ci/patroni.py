@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from failover import Acknowledgements, is_of_the_outage, signal_all
@@ -66,11 +66,13 @@ class Node:
         return self.get("/primary")[0] == 200
 
     def kill(self):
-        """kill -9 of Patroni and of all processes of its server."""
-        postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+        """kill -9 of Patroni, also a frozen one, and of all processes of its server."""
         self.process.kill()
-        signal_all(postmaster, signal.SIGKILL)
         self.process.wait()
+        with suppress(FileNotFoundError):
+            postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+            with suppress(FileNotFoundError, ProcessLookupError):
+                signal_all(postmaster, signal.SIGKILL)
 
 
 class Cluster:
@@ -98,10 +100,14 @@ class Cluster:
     def __enter__(self):
         if self.user:
             shutil.chown(self.folder, self.user)
-        self.spawn(*self.etcd, log="etcd.log")
-        for node in self.nodes:
-            node.start()
-        eventually("all members stream", 60, self.is_complete)
+        try:
+            self.spawn(*self.etcd, log="etcd.log")
+            for node in self.nodes:
+                node.start()
+            eventually("all members stream", 60, self.is_complete)
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         return self
 
     def __exit__(self, kind, *_):
@@ -109,8 +115,7 @@ class Cluster:
             for node in self.nodes:
                 print(f"--- {node.name}'s last lines:", *(self.folder / f"{node.name}.log").read_text().splitlines()[-15:], "---", sep="\n")
         for node in self.nodes:
-            if (node.data / "postmaster.pid").exists() and node.process.poll() is None:
-                os.kill(node.process.pid, signal.SIGCONT)
+            if node.process:
                 node.kill()
         for process in self.processes:
             process.kill()

@@ -18,7 +18,9 @@ pub enum Error {
     )]
     UrlMalformed,
     /// The URL's `target_session_attrs` leads to servers that accept no writes, or is none of libpq's.
-    #[error("target_session_attrs in the database URL must be read-write, primary or any: a service writes")]
+    #[error(
+        "target_session_attrs in the database URL must be read-write or primary, or with a single host any: a service writes"
+    )]
     TargetSessionAttrs,
     /// The URL has an unknown parameter, which is not quoted: it may be a part of a password.
     #[error(

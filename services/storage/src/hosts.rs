@@ -4,17 +4,19 @@
 //! gets a connection.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, ConnectOptions, Executor, Row};
 use tokio::time::timeout;
 
-use crate::error::Error;
+use crate::error::{Error, is_starting};
 
 /// The check of libpq's `target_session_attrs=read-write`: on for a standby, and for a primary that is set read-only.
 pub(crate) const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
@@ -23,12 +25,14 @@ pub(crate) const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_
 /// server: two addresses may lead to one server.
 const ROLE: &str = "SELECT current_setting('transaction_read_only')::boolean, pg_is_in_recovery(), \
                     CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END, \
-                    pg_postmaster_start_time()::text";
+                    pg_postmaster_start_time()::text, (SELECT system_identifier FROM pg_control_system())";
 
 /// Timeout of a connection to the last primary; after it the other hosts are asked too.
 const PRIMARY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timeout of the other hosts, from the response of the first primary on.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same when it was promoted since the last discovery.
+const PROMOTED_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The URL's parameters that the driver knows (sqlx 0.9), apart from `options[…]`.
 const PARAMETERS: [&str; 18] = [
@@ -65,7 +69,9 @@ enum Target {
 pub(crate) struct Primary {
     /// Its index in the URL.
     index: usize,
-    /// The highest timeline seen; 0 without several hosts.
+    /// The cluster's system identifier.
+    system: i64,
+    /// The highest timeline seen; 0 when none was.
     timeline: u32,
     /// There are two of them: none gets a connection.
     pub(crate) is_split: bool,
@@ -75,10 +81,13 @@ pub(crate) struct Primary {
 #[derive(Debug)]
 struct Candidate<C> {
     index: usize,
+    system: i64,
     timeline: u32,
     start_time: String,
     connection: C,
 }
+
+type Asked<'a> = BoxFuture<'a, Result<Candidate<PgConnection>, sqlx::Error>>;
 
 /// The servers of a URL.
 #[derive(Debug)]
@@ -86,8 +95,12 @@ pub(crate) struct Hosts {
     options: Vec<PgConnectOptions>,
     target: Target,
     primary: Mutex<Primary>,
-    /// A connection to the primary broke or was unresponsive: another host may have been promoted.
-    needs_discovery: AtomicBool,
+    /// How often the primary was replaced, or a second one appeared: connections of before lead to an old one.
+    fences: AtomicU64,
+    /// How often a connection to the primary broke or was unresponsive: another host may have been promoted.
+    requested: AtomicU64,
+    /// The last of these requests that a successful discovery has answered.
+    discovered: AtomicU64,
 }
 
 impl Hosts {
@@ -95,19 +108,40 @@ impl Hosts {
     /// read-write is the default: a service has no use for a standby.
     ///
     /// # Errors
-    /// [`Error::UrlMalformed`]; [`Error::TargetSessionAttrs`] for a value that leads to servers without writes.
+    /// [`Error::UrlMalformed`]; [`Error::TargetSessionAttrs`] for a value that leads to servers without writes;
+    /// [`Error::UrlParameter`].
     pub(crate) fn parse(url: &str) -> Result<Self, Error> {
         let (before, hosts, after) = split(url).ok_or(Error::UrlMalformed)?;
         let hosts: Vec<&str> = hosts.split(',').collect();
-        let (after, target) = without_target(after, hosts.len() > 1)?;
-        let target = target.unwrap_or(if hosts.len() > 1 { Target::ReadWrite } else { Target::Any });
-        let parse = |host: &&str| {
-            let is_named = hosts.len() == 1 || !host.is_empty();
-            let url = format!("{before}{host}{after}");
-            url.parse::<PgConnectOptions>().ok().filter(|_| is_named).ok_or(Error::UrlMalformed)
+        let has_several = hosts.len() > 1;
+        let (after, target) = without_target(after, has_several)?;
+        let target = match target {
+            // Of several hosts any one would be the first that answers, which may be an old primary.
+            Some(Target::Any) if has_several => return Err(Error::TargetSessionAttrs),
+            Some(target) => target,
+            None if has_several => Target::ReadWrite,
+            None => Target::Any,
         };
-        let options = hosts.iter().map(parse).collect::<Result<_, _>>()?;
-        Ok(Self { options, target, primary: Mutex::default(), needs_discovery: AtomicBool::new(false) })
+        let parse = |host: &&str| {
+            let is_named = !has_several || !host.is_empty();
+            let url = format!("{before}{host}{after}");
+            let options = url.parse::<PgConnectOptions>().ok().filter(|_| is_named).ok_or(Error::UrlMalformed)?;
+            // The driver would look up an IPv6 address with its brackets as a name.
+            let ipv6 = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned);
+            Ok(match ipv6 {
+                Some(address) => options.host(&address),
+                None => options,
+            })
+        };
+        let options = hosts.iter().map(parse).collect::<Result<_, Error>>()?;
+        Ok(Self {
+            options,
+            target,
+            primary: Mutex::default(),
+            fences: AtomicU64::new(0),
+            requested: AtomicU64::new(0),
+            discovered: AtomicU64::new(0),
+        })
     }
 
     /// The same with other options.
@@ -126,6 +160,11 @@ impl Hosts {
         *self.primary.lock()
     }
 
+    /// How often the primary was replaced, or a second one appeared.
+    pub(crate) fn fences(&self) -> u64 {
+        self.fences.load(Ordering::Acquire)
+    }
+
     /// The options of the host of the last connection.
     pub(crate) fn last(&self) -> PgConnectOptions {
         // There is at least one host.
@@ -134,7 +173,7 @@ impl Hosts {
 
     /// The next connection is made by [`Hosts::discover`].
     pub(crate) fn require_discovery(&self) {
-        self.needs_discovery.store(true, Ordering::Relaxed);
+        self.requested.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A connection to the last primary, if it is still the primary; else to the one that [`Hosts::discover`] finds.
@@ -143,15 +182,26 @@ impl Hosts {
     /// No host is a primary, or two are.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let last = self.primary();
-        if last.timeline > 0
-            && !last.is_split
-            && !self.needs_discovery.load(Ordering::Relaxed)
-            && let Ok(Ok(found)) = timeout(PRIMARY_TIMEOUT, self.ask(last.index)).await
-            && found.timeline == last.timeline
-        {
-            return Ok(found.connection);
+        let is_required = self.requested.load(Ordering::Acquire) > self.discovered.load(Ordering::Acquire);
+        if !self.has_several() || last.timeline == 0 || last.is_split || is_required {
+            return self.discover().await;
         }
-        self.discover().await
+        let mut asked = self.ask(last.index);
+        match timeout(PRIMARY_TIMEOUT, &mut asked).await {
+            Ok(Ok(found)) => {
+                // Another connection may have found its successor meanwhile.
+                let known = self.primary();
+                if (found.system, found.timeline) == (known.system, known.timeline) && !known.is_split {
+                    return Ok(found.connection);
+                }
+                self.discover().await
+            }
+            Ok(Err(_)) => self.discover().await,
+            Err(_elapsed) => {
+                self.require_discovery();
+                self.discover_after(Some((last.index, asked))).await
+            }
+        }
     }
 
     /// Asks all hosts. A connection to the primary on the highest timeline.
@@ -159,8 +209,15 @@ impl Hosts {
     /// # Errors
     /// No host is a primary, or two are. If a server has answered with an error, it is that one.
     pub(crate) async fn discover(&self) -> Result<PgConnection, sqlx::Error> {
-        self.needs_discovery.store(false, Ordering::Relaxed);
-        let mut pending: FuturesUnordered<_> = (0..self.options.len()).map(|index| self.ask(index)).collect();
+        self.discover_after(None).await
+    }
+
+    /// The same, with a host that was asked before and has not answered yet.
+    async fn discover_after(&self, asked: Option<(usize, Asked<'_>)>) -> Result<PgConnection, sqlx::Error> {
+        let request = self.requested.load(Ordering::Acquire);
+        let (asked_index, asked) = asked.unzip();
+        let others = (0..self.options.len()).filter(|index| asked_index != Some(*index)).map(|index| self.ask(index));
+        let mut pending: FuturesUnordered<_> = asked.into_iter().chain(others).collect();
         let mut failures = Vec::new();
         let first = loop {
             match pending.next().await {
@@ -169,6 +226,9 @@ impl Hosts {
                 None => return Err(combined(failures)),
             }
         };
+        // A higher timeline than the known one is the primary's, unless another one was promoted at the same time.
+        let known = self.primary().timeline;
+        let limit = if known > 0 && first.timeline > known { PROMOTED_TIMEOUT } else { OTHERS_TIMEOUT };
         let mut candidates = vec![first];
         let others = async {
             while let Some(answer) = pending.next().await {
@@ -176,37 +236,53 @@ impl Hosts {
             }
         };
         // A host that does not answer in time is no primary.
-        let _ = timeout(OTHERS_TIMEOUT, others).await;
+        let _ = timeout(limit, others).await;
         let chosen = {
             let mut primary = self.primary.lock();
-            choose(candidates, &mut primary, |index| self.name(index))
+            let before = *primary;
+            let chosen = choose(candidates, &mut primary, |index| self.name(index));
+            let is_replaced = (primary.system, primary.timeline) != (before.system, before.timeline);
+            if (before.timeline > 0 && is_replaced) || (primary.is_split && !before.is_split) {
+                self.fences.fetch_add(1, Ordering::AcqRel);
+            }
+            chosen
         };
+        if chosen.is_ok() {
+            self.discovered.fetch_max(request, Ordering::AcqRel);
+        }
         chosen.map_err(refused)
     }
 
     /// A connection to a host, if it may get one.
-    async fn ask(&self, index: usize) -> Result<Candidate<PgConnection>, sqlx::Error> {
-        let options = self.options.get(index).ok_or_else(|| refused("there is no such host".to_owned()))?;
-        let mut connection = options.connect().await.map_err(|error| self.named(index, error))?;
-        if self.target == Target::Any {
-            return Ok(Candidate { index, timeline: 0, start_time: String::new(), connection });
-        }
-        let role = connection.fetch_one(ROLE).await?;
-        let (is_read_only, is_standby): (bool, bool) = (role.try_get(0)?, role.try_get(1)?);
-        if is_standby {
-            return Err(refused(format!("{} is a standby", self.name(index))));
-        }
-        if is_read_only && self.target == Target::ReadWrite {
-            return Err(refused(format!("{} is read-only", self.name(index))));
-        }
-        let wal_file: String = role.try_get(2)?;
-        let timeline = wal_file.get(..8).and_then(|timeline| u32::from_str_radix(timeline, 16).ok());
-        let timeline = timeline.ok_or_else(|| sqlx::Error::Protocol(format!("a WAL file named {wal_file}")))?;
-        Ok(Candidate { index, timeline, start_time: role.try_get(3)?, connection })
+    fn ask(&self, index: usize) -> Asked<'_> {
+        Box::pin(async move {
+            let options = self.options.get(index).ok_or_else(|| refused("there is no such host".to_owned()))?;
+            let mut connection = options.connect().await.map_err(|error| self.named(index, error))?;
+            if self.target == Target::Any {
+                return Ok(Candidate { index, system: 0, timeline: 0, start_time: String::new(), connection });
+            }
+            let role = connection.fetch_one(ROLE).await?;
+            let (is_read_only, is_standby): (bool, bool) = (role.try_get(0)?, role.try_get(1)?);
+            if is_standby {
+                return Err(refused(format!("{} is a standby", self.name(index))));
+            }
+            if is_read_only && self.target == Target::ReadWrite {
+                return Err(refused(format!("{} is read-only", self.name(index))));
+            }
+            let wal_file: String = role.try_get(2)?;
+            let timeline = wal_file.get(..8).and_then(|timeline| u32::from_str_radix(timeline, 16).ok());
+            let timeline = timeline.ok_or_else(|| sqlx::Error::Protocol(format!("a WAL file named {wal_file}")))?;
+            let (start_time, system) = (role.try_get(3)?, role.try_get(4)?);
+            Ok(Candidate { index, system, timeline, start_time, connection })
+        })
     }
 
     fn name(&self, index: usize) -> String {
-        self.options.get(index).map(|host| format!("{}:{}", host.get_host(), host.get_port())).unwrap_or_default()
+        let name = |host: &PgConnectOptions| match host.get_host() {
+            ipv6 if ipv6.contains(':') => format!("[{ipv6}]:{}", host.get_port()),
+            host_name => format!("{host_name}:{}", host.get_port()),
+        };
+        self.options.get(index).map(name).unwrap_or_default()
     }
 
     /// With several hosts, an I/O error names the host.
@@ -223,24 +299,30 @@ impl Hosts {
 /// The connection to the primary on the highest timeline, which becomes the known one.
 ///
 /// # Errors
-/// What is wrong with the primaries: there are two, or all are old ones.
+/// What is wrong with the primaries: there are two, they are of two clusters, or all are old ones.
 fn choose<C>(candidates: Vec<Candidate<C>>, known: &mut Primary, name: impl Fn(usize) -> String) -> Result<C, String> {
-    let highest = candidates.iter().map(|candidate| candidate.timeline).max().unwrap_or_default();
     let names = |candidates: &[Candidate<C>]| {
-        candidates.iter().map(|candidate| name(candidate.index)).collect::<Vec<_>>().join(" and ")
+        let mut indexes: Vec<usize> = candidates.iter().map(|candidate| candidate.index).collect();
+        indexes.sort_unstable();
+        indexes.into_iter().map(&name).collect::<Vec<_>>().join(" and ")
     };
-    if highest < known.timeline {
-        let (old, timeline) = (names(&candidates), known.timeline);
+    let system = candidates.first().map(|first| first.system).unwrap_or_default();
+    if candidates.iter().any(|candidate| candidate.system != system) {
+        return Err(format!("{} are primaries of different clusters", names(&candidates)));
+    }
+    // A new cluster in the place of the old one (pg_upgrade, initdb) begins with timeline 1.
+    let known_timeline = if known.system == system { known.timeline } else { 0 };
+    let highest = candidates.iter().map(|candidate| candidate.timeline).max().unwrap_or_default();
+    if highest < known_timeline {
+        let old = names(&candidates);
         return Err(format!(
-            "{old}: an old primary, on timeline {highest}; the current one, on timeline {timeline}, does not answer"
+            "{old}: an old primary, on timeline {highest}; the current one, on timeline {known_timeline}, does not answer"
         ));
     }
     let (mut newest, _old): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|candidate| candidate.timeline == highest);
-    // They answered in any order.
-    newest.sort_by_key(|candidate| candidate.index);
     let is_split = newest.windows(2).any(|pair| matches!(pair, [one, other] if one.start_time != other.start_time));
-    *known = Primary { timeline: highest, is_split, ..*known };
+    *known = Primary { system, timeline: highest, is_split, ..*known };
     if is_split {
         return Err(format!("split brain: {} are primaries on timeline {highest}; demote one", names(&newest)));
     }
@@ -254,20 +336,14 @@ fn refused(why: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::ConnectionRefused, why))
 }
 
-/// A server's own error first: it says more than a connection that was refused. Else all of them.
+/// All errors in one, to be tried again, if one of the hosts may come up; else the first one: a wrong password or database is
+/// no reason to wait.
 fn combined(mut failures: Vec<sqlx::Error>) -> sqlx::Error {
-    let of_server = failures.iter().position(|error| !matches!(error, sqlx::Error::Io(_)));
-    match (of_server, failures.as_slice()) {
-        (Some(index), _) => failures.swap_remove(index),
-        (None, [_]) => failures.swap_remove(0),
-        (None, _) => {
-            let each = failures.iter().filter_map(|error| {
-                let sqlx::Error::Io(error) = error else { return None };
-                Some(error.to_string())
-            });
-            refused(each.collect::<Vec<_>>().join("; "))
-        }
+    if failures.len() == 1 || !failures.iter().any(is_starting) {
+        return failures.swap_remove(0);
     }
+    let text = |error: &sqlx::Error| if let sqlx::Error::Io(io) = error { io.to_string() } else { error.to_string() };
+    refused(failures.iter().map(text).collect::<Vec<_>>().join("; "))
 }
 
 /// The end of a URL without `target_session_attrs`, which the driver does not know. The driver ignores other parameters that
@@ -278,13 +354,16 @@ fn without_target(end: &str, has_several_hosts: bool) -> Result<(String, Option<
     let mut others = Vec::new();
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let name = &*percent_decode_str(name).decode_utf8_lossy();
         match (name, value) {
             ("target_session_attrs", "any") => target = Some(Target::Any),
             ("target_session_attrs", "read-write") => target = Some(Target::ReadWrite),
             ("target_session_attrs", "primary") => target = Some(Target::Primary),
             ("target_session_attrs", _) => return Err(Error::TargetSessionAttrs),
             // One value for all hosts.
-            ("host" | "hostaddr" | "port", _) if has_several_hosts => return Err(Error::UrlMalformed),
+            ("host" | "hostaddr" | "port", _) if has_several_hosts || value.contains(',') => {
+                return Err(Error::UrlMalformed);
+            }
             _ if PARAMETERS.contains(&name) || name.starts_with("options[") => others.push(parameter),
             _ => return Err(Error::UrlParameter),
         }
@@ -297,7 +376,12 @@ fn without_target(end: &str, has_several_hosts: bool) -> Result<(String, Option<
 fn split(url: &str) -> Option<(&str, &str, &str)> {
     let begin = url.find("://")? + "://".len();
     let end = url[begin..].find(['/', '?', '#']).map_or(url.len(), |length| begin + length);
-    let hosts = url[begin..end].rfind('@').map_or(begin, |at| begin + at + 1);
+    let authority = &url[begin..end];
+    // A user for each host: the password would end at the last one.
+    if authority.matches('@').count() > 1 && authority.contains(',') {
+        return None;
+    }
+    let hosts = authority.rfind('@').map_or(begin, |at| begin + at + 1);
     Some((&url[..hosts], &url[hosts..end], &url[end..]))
 }
 
@@ -321,13 +405,13 @@ mod tests {
             ("postgres://u@a/shop?target_session_attrs=primary", vec!["u@a:5432/shop"], Target::Primary),
             (
                 "postgresql://u:p%40@a:1,b,[::1]:3/shop?sslmode=disable",
-                vec!["u@a:1/shop", "u@b:5432/shop", "u@[::1]:3/shop"],
+                vec!["u@a:1/shop", "u@b:5432/shop", "u@::1:3/shop"],
                 Target::ReadWrite,
             ),
             (
-                "postgres://u@a,b/shop?application_name=x&target_session_attrs=any&sslmode=disable",
+                "postgres://u@a,b/shop?application_name=x&target_session_attrs=primary&options%5Bx%5D=1",
                 vec!["u@a:5432/shop", "u@b:5432/shop"],
-                Target::Any,
+                Target::Primary,
             ),
             (
                 "postgres://u@a,b/shop?target_session_attrs=read-write",
@@ -342,8 +426,13 @@ mod tests {
     }
 
     fn chosen(candidates: &[(usize, u32, &str)], known: &mut Primary) -> Result<usize, String> {
+        chosen_of(7, candidates, known)
+    }
+
+    fn chosen_of(system: i64, candidates: &[(usize, u32, &str)], known: &mut Primary) -> Result<usize, String> {
         let candidate = |&(index, timeline, start_time): &(usize, u32, &str)| Candidate {
             index,
+            system,
             timeline,
             start_time: start_time.to_owned(),
             connection: index,
@@ -356,10 +445,30 @@ mod tests {
         let mut known = Primary::default();
         assert_eq!(chosen(&[(0, 1, "a")], &mut known), Ok(0));
         assert_eq!(chosen(&[(0, 1, "a"), (2, 2, "c")], &mut known), Ok(2));
-        assert_eq!(known, Primary { index: 2, timeline: 2, is_split: false });
+        assert_eq!(known, Primary { index: 2, system: 7, timeline: 2, is_split: false });
         let old = chosen(&[(0, 1, "a")], &mut known).expect_err("an old primary");
         assert!(old.contains("pg-0: an old primary, on timeline 1; the current one, on timeline 2,"), "{old}");
-        assert_eq!(known, Primary { index: 2, timeline: 2, is_split: false });
+        assert_eq!(known, Primary { index: 2, system: 7, timeline: 2, is_split: false });
+    }
+
+    #[test]
+    fn a_new_cluster_in_the_place_of_the_old_one_begins_its_timelines_anew() {
+        let mut known = Primary::default();
+        assert_eq!(chosen(&[(0, 3, "a")], &mut known), Ok(0));
+        assert_eq!(chosen_of(8, &[(1, 1, "b")], &mut known), Ok(1));
+        assert_eq!(known, Primary { index: 1, system: 8, timeline: 1, is_split: false });
+        let of = |index, system| Candidate { index, system, timeline: 1, start_time: "b".into(), connection: index };
+        let mixed = choose(vec![of(1, 8), of(0, 7)], &mut known, |index| format!("pg-{index}"));
+        assert_eq!(mixed.expect_err("two clusters"), "pg-0 and pg-1 are primaries of different clusters");
+    }
+
+    #[test]
+    fn a_host_that_may_come_up_is_waited_for_whatever_the_others_answer() {
+        let malformed = || sqlx::Error::Protocol("a wrong answer".into());
+        assert!(is_starting(&combined(vec![malformed(), refused("a is a standby".into())])));
+        assert!(!is_starting(&combined(vec![malformed(), malformed()])));
+        let text = combined(vec![malformed(), refused("a is a standby".into())]).to_string();
+        assert!(text.contains("a wrong answer") && text.contains("a is a standby"), "{text}");
     }
 
     #[test]
@@ -377,6 +486,7 @@ mod tests {
 
     #[test]
     fn a_url_that_leads_to_standbys_or_names_no_host_is_refused() {
+        assert!(matches!(Hosts::parse("postgres://a,b/shop?target_session_attrs=any"), Err(Error::TargetSessionAttrs)));
         for value in ["read-only", "standby", "prefer-standby", "", "writable"] {
             let refused = Hosts::parse(&format!("postgres://a,b/shop?target_session_attrs={value}"));
             assert!(matches!(refused, Err(Error::TargetSessionAttrs)), "{value}");

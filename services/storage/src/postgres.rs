@@ -68,6 +68,10 @@ struct PoolState {
     generation: AtomicU64,
     /// Statements still running on connections of an earlier generation are given up.
     invalid_before: watch::Sender<u64>,
+    /// No statement is begun on connections of an earlier generation: they lead to an earlier primary.
+    fenced_before: AtomicU64,
+    /// The fences of the hosts that are in effect.
+    fences: AtomicU64,
     acquired: AtomicU64,
     committed: AtomicU64,
 }
@@ -86,6 +90,18 @@ impl Connector {
         self.prepare(self.hosts.connect().await?).await
     }
 
+    /// If another primary was found, connections of before get no statement any more; the generation that begins.
+    fn fence(&self) -> Option<u64> {
+        let fences = self.hosts.fences();
+        if self.state.fences.fetch_max(fences, Ordering::AcqRel) >= fences {
+            return None;
+        }
+        let generation = self.state.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.state.fenced_before.fetch_max(generation, Ordering::AcqRel);
+        self.state.invalid_before.send_replace(generation);
+        Some(generation)
+    }
+
     async fn prepare(&self, mut connection: PgConnection) -> Result<PgConnection, sqlx::Error> {
         connection.execute(AssertSqlSafe(self.session.clone())).await?;
         Ok(connection)
@@ -99,7 +115,10 @@ impl managed::Manager for Connector {
     async fn create(&self) -> Result<Made, sqlx::Error> {
         // Read first: an invalidation while it connects applies to it too.
         let generation = self.state.generation.load(Ordering::Acquire);
-        Ok(Made { connection: self.connect().await?, generation })
+        let connected = self.connect().await;
+        // Its own discovery may have found another primary: then it is of the generation that begins with it.
+        let generation = self.fence().unwrap_or(generation);
+        Ok(Made { connection: connected?, generation })
     }
 
     async fn recycle(&self, made: &mut Made, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
@@ -123,6 +142,8 @@ impl Pool {
         let state = Arc::new(PoolState {
             generation: AtomicU64::new(0),
             invalid_before: watch::Sender::new(0),
+            fenced_before: AtomicU64::new(0),
+            fences: AtomicU64::new(0),
             acquired: AtomicU64::new(0),
             committed: AtomicU64::new(0),
         });
@@ -168,6 +189,7 @@ impl Pool {
     pub(crate) async fn acquire(&self) -> Result<PooledConnection, DbErr> {
         let end = Instant::now() + self.acquire_timeout;
         let mut backoff = Duration::from_millis(10);
+        let mut last = None;
         loop {
             match timeout_at(end, self.pool.get()).await {
                 Ok(Ok(object)) => {
@@ -175,12 +197,15 @@ impl Pool {
                     return Ok(PooledConnection::new(object, self));
                 }
                 Ok(Err(PoolError::Backend(error))) if error::is_starting(&error) && Instant::now() + backoff < end => {
+                    last = Some(error);
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_CONNECT_BACKOFF);
                 }
                 Ok(Err(PoolError::Backend(error))) => return Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
                 Err(_) | Ok(Err(PoolError::Timeout(_))) => {
-                    return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
+                    // Why the attempts before the last one failed says more than that the time is over.
+                    let error = last.map(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())));
+                    return Err(error.unwrap_or(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)));
                 }
                 Ok(Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_))) => {
                     return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed));
@@ -211,7 +236,11 @@ impl Pool {
     /// A connection outside the pool, for the probe: all hosts are asked which one is the primary.
     pub(crate) async fn connect_outside_pool(&self) -> Result<PgConnection, sqlx::Error> {
         let connector = self.pool.manager();
-        connector.prepare(connector.hosts.discover().await?).await
+        let found = connector.hosts.discover().await;
+        if let Some(generation) = connector.fence() {
+            drop(self.pool.retain(|made, _| made.generation >= generation));
+        }
+        connector.prepare(found?).await
     }
 
     /// The hosts of the URL.
@@ -295,6 +324,10 @@ impl PooledConnection {
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
         let Some(object) = self.object.as_mut() else { return Err(timed_out("the connection is closed")) };
+        if object.generation < self.pool.state.fenced_before.load(Ordering::Acquire) {
+            drop(self.object.take().map(Object::take));
+            return Err(timed_out("the connection leads to an earlier primary"));
+        }
         self.is_busy = true;
         let invalid_before = self.pool.state.invalid_before.subscribe();
         let generation = object.generation;

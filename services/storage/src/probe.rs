@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::connect::Database;
 use crate::connection::Readers;
 use crate::error::Error;
-use crate::hosts::{IS_READ_ONLY, Primary};
+use crate::hosts::IS_READ_ONLY;
 use crate::postgres::{MAX_LIFETIME, Pool};
 
 /// Timeout of a check on the open connection, and of opening a new one with its first check.
@@ -31,8 +31,6 @@ const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 pub struct Probe {
     db: Database,
     connection: Option<(PgConnection, Instant)>,
-    /// The primary that the probe's last connection led to.
-    primary: Primary,
     /// Older connections are invalidated once a new one works.
     pending_invalidation: Option<Invalidation>,
     /// The pool's numbers at the last check.
@@ -61,15 +59,7 @@ enum CheckResult {
 
 impl Probe {
     pub(crate) fn new(db: Database) -> Self {
-        Self {
-            db,
-            connection: None,
-            primary: Primary::default(),
-            pending_invalidation: None,
-            acquired: 0,
-            committed: 0,
-            checks: 0,
-        }
+        Self { db, connection: None, pending_invalidation: None, acquired: 0, committed: 0, checks: 0 }
     }
 
     /// Checks whether the database accepts writes, in at most 4 s.
@@ -131,9 +121,17 @@ impl Probe {
         let has_committed = has_committed && !self.checks.is_multiple_of(WRITE_EVERY);
         // While callers get no connection, the check is whether a new one can be opened.
         let is_starved = pool.counts().2 > 0 && !has_acquired;
-        let discovers = pool.hosts().has_several() && self.checks.is_multiple_of(DISCOVER_EVERY);
-        let kept = self.connection.take();
-        let kept = kept.filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved && !discovers);
+        let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
+        let mut kept = self.connection.take().filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved);
+        if pool.hosts().has_several() && self.checks.is_multiple_of(DISCOVER_EVERY) && kept.is_some() {
+            let fences = pool.hosts().fences();
+            match timeout(RESPONSE_TIMEOUT, pool.connect_outside_pool()).await {
+                Ok(Ok(connection)) => kept = Some((connection, Instant::now())),
+                Ok(Err(error)) if pool.hosts().fences() != fences => return failed(error),
+                // Whether the database accepts writes is what the kept connection says.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
         if let Some((mut connection, made)) = kept {
             let asked = timeout(RESPONSE_TIMEOUT, ask(&mut connection, has_committed));
             let pending_invalidation = match asked.await.unwrap_or(CheckResult::TimedOut) {
@@ -152,14 +150,6 @@ impl Probe {
             Ok::<_, sqlx::Error>((connection, answer))
         })
         .await;
-        let previous = std::mem::replace(&mut self.primary, pool.hosts().primary());
-        if self.primary.is_split {
-            // Neither of the two primaries may get another statement.
-            pool.invalidate_all();
-        } else if self.primary != previous && previous != Primary::default() {
-            self.pending_invalidation = Some(Invalidation::All);
-        }
-        let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
         match fresh {
             Ok(Ok((connection, CheckResult::Writable))) => {
                 self.connection = Some((connection, Instant::now()));

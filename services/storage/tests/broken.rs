@@ -352,12 +352,53 @@ async fn without_a_probe_an_unaware_primary_is_left_once_it_does_not_answer() {
     // The checkpointer puts the setting into effect.
     primary.sql_each(&["ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()", "CHECKPOINT"]);
     while primary.sql("SHOW synchronous_standby_names") != "*" {}
-    // Whether the first one is retried is up to the caller: its commit may have happened.
-    let mut n = 2;
-    while put(&db, n).await.is_err() {
-        n += 1;
+    // Before the setting is in effect the old primary commits; from then on its commits wait.
+    for n in 2.. {
+        let written = put(&db, n).await.is_ok();
+        if standby.sql(&format!("SELECT COUNT(*) FROM broken.t WHERE n = {n}")) == "1" {
+            assert!(written, "{n}");
+            break;
+        }
+        assert!(n < 1_000, "still at the old primary");
     }
-    assert_eq!(standby.sql(&format!("SELECT array_agg(n) FROM broken.t WHERE n IN (1, {n})")), format!("{{1,{n}}}"));
+}
+
+/// A transaction that began at a primary does not commit there once its successor is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_in_flight_at_an_old_primary_is_run_again_at_the_new_one() {
+    let Some(primary) = Server::start_on_tcp(&[]) else { return };
+    let standby = primary.standby();
+    let hosts = [&primary, &standby].map(|server| address_of(server).to_string()).join(",");
+    let db = open_url(&format!("postgres://postgres@{hosts}/postgres"), LONG, Duration::from_secs(20)).await;
+    catch_up(&standby, &primary);
+    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+    let (end, ended) = tokio::sync::watch::channel(false);
+    let in_flight = tokio::spawn({
+        let db = db.clone();
+        async move {
+            db.transact((), move |tx, ()| {
+                let (begun, mut ended) = (begun.clone(), ended.clone());
+                Box::pin(async move {
+                    tx.conn().execute_unprepared("INSERT INTO t (n) VALUES (1)").await?;
+                    let _ = begun.send(());
+                    let _ = ended.wait_for(|ended| *ended).await;
+                    tx.conn().execute_unprepared("INSERT INTO t (n) VALUES (2)").await.map(drop)?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+        }
+    });
+    has_begun.recv().await.expect("a transaction");
+    standby.promote();
+    let mut probe = db.probe();
+    for _ in 0..5 {
+        probe.check().await.expect("writable");
+    }
+    end.send_replace(true);
+    in_flight.await.expect("no panic").expect("run again");
+    assert_eq!(standby.sql("SELECT array_agg(n ORDER BY n) FROM broken.t"), "{1,2}");
+    assert_eq!(primary.sql("SELECT COUNT(*) FROM broken.t"), "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -378,8 +419,9 @@ async fn with_two_primaries_on_one_timeline_nothing_is_written_until_one_is_gone
     fill(&db).await;
     standbys[1].promote();
     let split = loop {
-        if let Err(error) = probe.check().await {
-            break error;
+        match probe.check().await {
+            Err(error) if format!("{error:?}").contains("split brain") => break error,
+            Err(_) | Ok(()) => {}
         }
     };
     let [one, other] = standbys.each_ref().map(address_of);
