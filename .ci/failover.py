@@ -50,12 +50,14 @@ def is_of_the_outage(failure):
     return ": Unavailable " in failure or ": DeadlineExceeded " in failure
 
 
-class Acknowledgements:
-    """Creates an order every 100 ms; knows when each was acknowledged."""
+class LoadedSystem:
+    """A system on these servers, named in one URL, under load. Beside the load an order is created every 100 ms, to know when each was acknowledged."""
 
-    def __init__(self, system, token):
-        self.system, self.token = system, token
+    def __init__(self, servers):
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        self.url = f"postgres://postgres@{hosts}/postgres?target_session_attrs=read-write"
         self.times, self.errors, self.is_over = [], [], False
+        self.stack = ExitStack()
         self.thread = threading.Thread(target=self.create, daemon=True)
 
     def create(self):
@@ -68,12 +70,35 @@ class Acknowledgements:
             time.sleep(0.1)
 
     def __enter__(self):
-        self.thread.start()
+        with ExitStack() as stack:
+            system = System(flags=["--database-url", self.url, "--user.bcrypt-cost", "4"])
+            # The gateway stands for an external one: its database is another.
+            system.command += ["--gateway.database-url", f"sqlite://{system.data_dir}/gateway.db"]
+            self.system = stack.enter_context(system)
+            self.processes = {pid for pid, _ in self.system.children()}
+            _, self.token = self.system.customer()
+            self.load = stack.enter_context(Load(self.system, "--database-url", self.url, "--customers", "4", "--max-attempts", "100"))
+            self.thread.start()
+            stack.callback(self.end)
+            self.next_after(time.monotonic())
+            self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+    def end(self):
         self.is_over = True
         self.thread.join(30)
+
+    def finish(self):
+        """Ends the load, and verifies the promises; what was acknowledged, and what failed."""
+        self.next_after(time.monotonic())
+        orders, _ = self.load.seen(is_of_the_outage)
+        failed = self.failures()
+        check({pid for pid, _ in self.system.children()} == self.processes, "no process was restarted")
+        check_verify(self.system, "--database-url", self.url)
+        return f"{orders + len(self.times)} orders, none lost; {failed}"
 
     def failures(self):
         """How many calls failed, and how; fails if one failed in another way than an outage explains."""
@@ -126,41 +151,31 @@ def run():
         standbys = [stack.enter_context(Postgres(programs, SETTINGS, first)) for _ in range(2)]
         first.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{SETTINGS['synchronous_standby_names']}'")
         first.sql("SELECT pg_reload_conf()")
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in [first, *standbys])
-        url = f"postgres://postgres@{hosts}/postgres?target_session_attrs=read-write"
-        system = stack.enter_context(System(flags=["--database-url", url, "--user.bcrypt-cost", "4"]))
-        before = {pid for pid, _ in system.children()}
-        _, token = system.customer()
-        load = stack.enter_context(Load(system, "--database-url", url, "--customers", "4", "--max-attempts", "100"))
-        acknowledged = stack.enter_context(Acknowledgements(system, token))
-        acknowledged.next_after(time.monotonic())
+        system = stack.enter_context(LoadedSystem([first, *standbys]))
 
         signal_all(first.process.pid, signal.SIGKILL)
         first.process.wait()
         primary, standby = fail_over(standbys)
-        took["kill -9"] = acknowledged.next_after(time.monotonic())
+        took["kill -9"] = system.next_after(time.monotonic())
         # The killed one comes back as a copy of the new primary.
         again = stack.enter_context(Postgres(programs, SETTINGS, primary, first.port))
 
         primary.stop()
         shut_down = primary
         primary, standby = fail_over([standby, again])
-        took["switchover"] = acknowledged.next_after(time.monotonic())
+        took["switchover"] = system.next_after(time.monotonic())
         rejoin(shut_down, primary)
 
         # Frozen, it accepts connections and does not respond; resumed, it still considers itself the primary.
         frozen = primary
         signal_all(frozen.process.pid, signal.SIGSTOP)
         primary, standby = fail_over([standby, shut_down])
-        took["freeze"] = acknowledged.next_after(time.monotonic())
-        eventually("no service has a connection to it", FOUND_WITHIN_S, lambda: connections(frozen) == 0)
+        took["freeze"] = system.next_after(time.monotonic())
+        # sqlx's listener, of which each instance of the Order Service has one, says goodbye to the frozen server without a timeout.
+        eventually("no service uses a connection to it", FOUND_WITHIN_S, lambda: connections(frozen) <= system.system.instances)
         signal_all(frozen.process.pid, signal.SIGCONT)
         check(frozen.sql("SELECT pg_is_in_recovery()") == "f", "the old primary is back, and accepts writes")
         eventually("no service has a connection to the old primary", FOUND_WITHIN_S, lambda: connections(frozen) == 0)
-        acknowledged.next_after(time.monotonic())
-        orders, _ = load.seen(is_of_the_outage)
-        failed = acknowledged.failures()
-        check({pid for pid, _ in system.children()} == before, "no process was restarted")
-        check_verify(system, "--database-url", url)
+        result = system.finish()
     figures = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items())
-    return f"from the promotion to the next acknowledged order: {figures}; {orders + len(acknowledged.times)} orders, none lost; {failed}"
+    return f"from the promotion to the next acknowledged order: {figures}; {result}"

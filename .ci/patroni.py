@@ -12,10 +12,9 @@ import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from failover import Acknowledgements, is_of_the_outage, signal_all
-from postgres import check_verify, postgres_programs, skip_reason
-from rolling import Load
-from system import System, check, eventually, free_ports, not_run
+from failover import LoadedSystem, signal_all
+from postgres import postgres_programs, skip_reason
+from system import check, eventually, free_ports, not_run
 
 # The lock's lifetime, in seconds: Patroni's minimum. A failover takes about as long.
 TTL_S = 20
@@ -163,19 +162,12 @@ def run():
     took = {}
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster())
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
-        url = f"postgres://postgres@{hosts}/postgres?target_session_attrs=read-write"
-        system = stack.enter_context(System(flags=["--database-url", url, "--user.bcrypt-cost", "4"]))
-        before = {pid for pid, _ in system.children()}
-        _, token = system.customer()
-        load = stack.enter_context(Load(system, "--database-url", url, "--customers", "4", "--max-attempts", "100"))
-        acknowledged = stack.enter_context(Acknowledgements(system, token))
-        acknowledged.next_after(time.monotonic())
+        system = stack.enter_context(LoadedSystem(cluster.nodes))
 
         def outage(what, old, seconds=60):
             begin = time.monotonic()
             promoted = cluster.promotion_after(old, seconds)
-            after = acknowledged.next_after(promoted)
+            after = system.next_after(promoted)
             took[what] = (promoted - begin, after)
 
         old = cluster.primary()
@@ -193,11 +185,6 @@ def run():
         outage("frozen Patroni", old)
         os.kill(old.process.pid, signal.SIGCONT)
         eventually("the old primary is a standby", 60, cluster.is_complete)
-        acknowledged.next_after(time.monotonic())
-
-        orders, _ = load.seen(is_of_the_outage)
-        failed = acknowledged.failures()
-        check({pid for pid, _ in system.children()} == before, "no process was restarted")
-        check_verify(system, "--database-url", url)
+        result = system.finish()
     figures = ", ".join(f"{what} {promotion:.1f} + {after:.1f} s" for what, (promotion, after) in took.items())
-    return f"until the cluster committed again, and from then until the next acknowledged order: {figures}; {orders + len(acknowledged.times)} orders, none lost; {failed}"
+    return f"until the cluster committed again, and from then until the next acknowledged order: {figures}; {result}"
