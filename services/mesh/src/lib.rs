@@ -61,4 +61,5 @@ pub use server::memory_limit::budget_of;
 pub use server::serve::Server;
 pub use server::server;
 pub use status::{ErrorStatus, INJECTED_FAULT, ServiceError, Violation, code_name, event_error, status};
+pub use traffic::file::yaml_error;
 pub use traffic::{Backend, Fault, TrafficPolicy, TrafficRule, TrafficState};

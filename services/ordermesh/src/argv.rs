@@ -85,7 +85,7 @@ fn has_forwarded_password(args: &[OsString]) -> bool {
 }
 
 /// Whether a URL has a password: in `user:password@`, or in a parameter.
-fn has_password(url: &OsStr) -> bool {
+pub(crate) fn has_password(url: &OsStr) -> bool {
     let Some((_, rest)) = url.to_str().filter(|url| url.starts_with("postgres")).and_then(|url| url.split_once("://"))
     else {
         return false;

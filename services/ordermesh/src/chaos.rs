@@ -94,6 +94,9 @@ pub(crate) struct Options {
     /// Output format
     #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     output: Format,
+    /// Draw throughput and latency over time into an SVG file, with each fault marked
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Keep the system's folder: databases and logs
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -117,6 +120,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let (load, tally) = system.inject_faults(&options, seed).await?;
     let broken_for = began.elapsed();
     let summary = load.statistics.summary(broken_for);
+    if let Some(path) = &options.plot {
+        let title = format!("ordermesh chaos on {store}: {} customers", options.customers);
+        load.statistics.plot(title, began + broken_for, &tally.marks).write(path)?;
+    }
     say(format_args!("{summary}\n{tally}\nhealing: restarting everything, without gateway faults"))?;
     let healing = Instant::now();
     let report = system.heal(&load).await?;
@@ -218,6 +225,9 @@ impl TestSystem {
     async fn inject_faults(&self, options: &Options, seed: u64) -> Result<(Load, Tally), Error> {
         let supervisor = self.start(true).await?;
         let load = Load::prepare(self.system()?, options.mix.clone(), seed, 4, false).await?.patient(MAX_WAIT);
+        if options.plot.is_some() {
+            load.statistics.keep_samples();
+        }
         let stop = CancellationToken::new();
         let placing = tokio::spawn({
             let (load, stop, customers) = (load.clone(), stop.clone(), options.customers);

@@ -4,7 +4,7 @@
 //! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to stop one.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Set by the supervisor or not at all: inherited, these would make instances that other services cannot reach.
-const NOT_INHERITED: [&str; 8] = [
+const NOT_INHERITED: [&str; 9] = [
     "TLS_CERT",
     "TLS_KEY",
     "TLS_CA",
@@ -37,7 +37,15 @@ const NOT_INHERITED: [&str; 8] = [
     "MIGRATE_ONLY",
     "TRAFFIC_POLICY",
     "ALLOW_FAULTS",
+    // The supervisor has read it.
+    "CONFIG",
 ];
+
+/// Whether a child does not inherit a variable.
+pub(crate) fn is_removed(variable: &OsStr) -> bool {
+    let name = variable.to_str().and_then(|name| name.strip_prefix("ORDERMESH_").or(name.strip_prefix("GATEWAY_")));
+    name.is_some_and(|name| NOT_INHERITED.contains(&name))
+}
 
 /// The number of a process's worker threads, read by tokio.
 const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";

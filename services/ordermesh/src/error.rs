@@ -55,6 +55,9 @@ pub(crate) enum Error {
     Broken { count: usize },
     #[error("{0}")]
     Usage(String),
+    /// Arguments, as the parser words it.
+    #[error("{0}")]
+    Arguments(String),
     /// `ordermesh … | head`: the reader has closed the pipe.
     #[error("the output is closed")]
     OutputClosed,
@@ -77,7 +80,12 @@ impl Error {
             128 + 13
         } else if matches!(
             self,
-            Self::Unchecked(_) | Self::Usage(_) | Self::Exposed(_) | Self::Store { .. } | Self::Misconfigured(_)
+            Self::Unchecked(_)
+                | Self::Usage(_)
+                | Self::Arguments(_)
+                | Self::Exposed(_)
+                | Self::Store { .. }
+                | Self::Misconfigured(_)
         ) || self.is_configuration()
         {
             2
@@ -96,6 +104,9 @@ impl Error {
 
     /// The error and its causes, one per line.
     pub(crate) fn report(&self) -> String {
+        if let Self::Arguments(text) = self {
+            return text.clone();
+        }
         let causes = kernel::error::causes(self).skip(1);
         causes.fold(format!("error: {self}"), |text, cause| format!("{text}\n  because {cause}"))
     }

@@ -7,16 +7,41 @@ use crate::service::Service;
 
 /// Each service's forwarded arguments, in addition to its addresses and secrets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct ForwardedArgs(BTreeMap<Service, Vec<OsString>>);
+pub(crate) struct ForwardedArgs {
+    args: BTreeMap<Service, Vec<OsString>>,
+    /// The flag and the variable of each secret, and its value.
+    secrets: BTreeMap<Service, Vec<[String; 3]>>,
+}
 
 impl ForwardedArgs {
     /// The arguments for a service's processes.
     pub(crate) fn of(&self, service: Service) -> &[OsString] {
-        self.0.get(&service).map_or(&[], Vec::as_slice)
+        self.args.get(&service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Variables for a service's processes: what must not stand in a command line, which every local user can read.
+    pub(crate) fn secrets_of(&self, service: Service) -> impl Iterator<Item = (String, OsString)> {
+        let secrets = self.secrets.get(&service).into_iter().flatten();
+        secrets.map(|[_, variable, value]| (variable.clone(), value.into()))
+    }
+
+    /// All settings for a service as arguments, to be checked.
+    pub(crate) fn all(&self, service: Service) -> impl Iterator<Item = OsString> {
+        let secrets = self.secrets.get(&service).into_iter().flatten();
+        let secrets = secrets.map(|[flag, _, value]| format!("{flag}={value}").into());
+        self.of(service).iter().cloned().chain(secrets)
+    }
+
+    pub(crate) fn add(&mut self, service: Service, args: impl IntoIterator<Item = OsString>) {
+        self.args.entry(service).or_default().extend(args);
+    }
+
+    pub(crate) fn add_secret(&mut self, service: Service, flag: &str, variable: &str, value: &str) {
+        self.secrets.entry(service).or_default().push([flag, variable, value].map(str::to_owned));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.args.is_empty() && self.secrets.is_empty()
     }
 }
 
@@ -30,7 +55,7 @@ pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>,
             continue;
         };
         let has_value = flag.contains('=');
-        let to = forwarded.0.entry(service).or_default();
+        let to = forwarded.args.entry(service).or_default();
         to.push(flag.into());
         // A following argument that does not begin with `--` is the flag's value: forwarded settings exclude subcommands
         // (`check` in lib.rs), and without one the program has no positional arguments.

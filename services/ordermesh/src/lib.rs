@@ -15,8 +15,9 @@
 //!   and its secrets
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
+//! - `config`: the settings file, and `ordermesh config check`
 //! - `argv`: passwords in arguments; `earlier_variables`: variables of earlier releases
-//! - `json`: the format of machine-readable reports
+//! - `json`: the format of machine-readable reports; `plot`: pictures of a run
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -29,6 +30,7 @@ mod certificates;
 mod chaos;
 mod child;
 mod completions;
+mod config;
 mod data_dir;
 mod demo;
 mod earlier_variables;
@@ -43,6 +45,7 @@ mod man;
 mod operator;
 mod operator_session;
 mod out;
+mod plot;
 mod policies;
 pub mod ports;
 mod probe;
@@ -61,11 +64,13 @@ mod trace;
 mod up;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::config::CommandLine;
 use crate::error::Error;
 use crate::forwarded_args::ForwardedArgs;
 use crate::service::Service;
@@ -80,6 +85,9 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     up: up::Options,
+    /// YAML file of settings by the names of their flags: those at its top apply to each command that has them, those below a service's name to that service. A flag or a variable comes before it
+    #[arg(long, global = true, env = "ORDERMESH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Settings that a system's services must have in common, or that make them exit immediately.
@@ -146,6 +154,8 @@ enum Command {
     Completions(completions::Options),
     /// Write manual pages to a folder
     Man(man::Options),
+    /// Check settings, and print where they come from
+    Config(config::Options),
 }
 
 /// The allocator asks for huge pages, of which a process with a few MiB on its heap would fill a dozen with nothing. Children
@@ -165,18 +175,7 @@ pub fn program() -> ExitCode {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());
     }
-    let args = earlier_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
-    let (own, forwarded) = forwarded_args::split(args);
-    let cli = match Cli::try_parse_from(own) {
-        Ok(cli) => cli,
-        // `--help` or `--version`.
-        Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => {
-            out::complain(message_of(&error).trim_end());
-            return ExitCode::from(2);
-        }
-    };
-    match check(&cli, &forwarded).and_then(|()| run(cli, forwarded)) {
+    match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::OutputClosed) {
@@ -185,6 +184,27 @@ pub fn program() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+fn start() -> Result<(), Error> {
+    let line = CommandLine::new(std::env::args_os().collect(), &Cli::command())?;
+    let cli = parse(&line)?;
+    check(&cli, &line)?;
+    run(cli, line.forwarded)
+}
+
+/// Parses a command line; exits after `--help` and `--version`.
+fn parse(line: &CommandLine) -> Result<Cli, Error> {
+    Cli::try_parse_from(&line.args).map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        let place = flag_of(&error).and_then(|flag| line.place(None, &flag));
+        let place = place.map(|place| format!(" (in {place})")).unwrap_or_default();
+        let output = message_of(&error);
+        let (first, rest) = output.trim_end().split_once('\n').unwrap_or((output.trim_end(), ""));
+        Error::Arguments(format!("{first}{place}\n{rest}").trim_end().to_owned())
+    })
 }
 
 #[tokio::main]
@@ -211,24 +231,31 @@ async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
         Some(Command::Operator(options)) => operator::run(options).await,
         Some(Command::Completions(options)) => completions::run(&options, Cli::command()),
         Some(Command::Man(options)) => man::run(&options, Cli::command()),
+        Some(Command::Config(options)) => config::run(&options, cli.config, &Cli::command()),
     }
 }
 
 /// clap's error message. clap quotes an invalid value: this is suppressed for settings that are secrets.
 fn message_of(error: &clap::Error) -> String {
-    let setting = match (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue)) {
-        (Some(ContextValue::String(setting)), Some(_)) => setting.split([' ', '=']).next().unwrap_or_default(),
-        _ => "",
-    };
-    if !["-key", "-url", "-secret", "-password"].iter().any(|end| setting.ends_with(end)) {
+    let setting = flag_of(error).filter(|_| error.get(ContextKind::InvalidValue).is_some()).unwrap_or_default();
+    if !config::is_secret(&setting) {
         return error.to_string();
     }
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("error: invalid value for '{setting}'{cause}\n\nFor more information, try '--help'.\n")
 }
 
+/// The flag that an error is about, without its value.
+fn flag_of(error: &clap::Error) -> Option<String> {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(setting)) => setting.split([' ', '=']).next().map(str::to_owned),
+        Some(_) | None => None,
+    }
+}
+
 /// Validates forwarded settings here: a child that rejects them would only be restarted again and again.
-fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
+fn check(cli: &Cli, line: &CommandLine) -> Result<(), Error> {
+    let forwarded = &line.forwarded;
     if forwarded.is_empty() {
         return Ok(());
     }
@@ -247,12 +274,14 @@ fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
                 "{flag} applies to the whole system: see --tls, or run {service} by itself"
             )));
         }
-        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(forwarded.of(service).iter().cloned());
+        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(forwarded.all(service));
         if let Err(error) = Cli::try_parse_from(args) {
             let output = message_of(&error);
             let lines = output.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
             let first = lines.trim_start_matches("error: ");
-            return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
+            let place = flag_of(&error).and_then(|flag| line.place(Some(service), &flag));
+            let place = place.map(|place| format!(" (in {place})")).unwrap_or_default();
+            return Err(Error::Usage(format!("{service}: {first}{place}; see `ordermesh {service} --help`")));
         }
     }
     Ok(())
@@ -261,6 +290,11 @@ fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn checked(line: &str) -> Result<(), Error> {
+        let line = CommandLine::new(line.split(' ').map(Into::into).collect(), &Cli::command())?;
+        check(&parse(&line)?, &line)
+    }
 
     #[test]
     fn the_command_line_definition_is_valid() {
@@ -282,24 +316,18 @@ mod tests {
         let key = output(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
         assert!(output(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
-        let line = "ordermesh --payment.gateway-api-key=s3cr3t\u{7f}";
-        let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
-        let error = check(&Cli::try_parse_from(own).expect("parses"), &forwarded).expect_err("no key").to_string();
+        let error = checked("ordermesh --payment.gateway-api-key=s3cr3t\u{7f}").expect_err("no key").to_string();
         assert!(error.contains("--gateway-api-key") && !error.contains("s3cr3t"), "{error}");
     }
 
     #[test]
     fn an_invalid_forwarded_setting_is_rejected_before_anything_starts() {
-        let parse = |line: &str| {
-            let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
-            check(&Cli::try_parse_from(own).expect("parses"), &forwarded)
-        };
-        assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
-        let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
+        assert!(checked("ordermesh --order.memory-budget 4KiB").is_ok());
+        let error = checked("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
         assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
-        assert!(parse("ordermesh --gateway.lease 1s").is_err());
-        assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be restarted for ever");
-        assert!(parse("ordermesh --order.tls-cert=a.pem").is_err());
-        assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
+        assert!(checked("ordermesh --gateway.lease 1s").is_err());
+        assert!(checked("ordermesh --order.migrate-only").is_err(), "it would be restarted for ever");
+        assert!(checked("ordermesh --order.tls-cert=a.pem").is_err());
+        assert!(checked("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
     }
 }

@@ -73,6 +73,9 @@ pub(crate) struct Options {
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw throughput and latency over time into an SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Disable retries of the mesh's client: every rejection is counted
     #[arg(long)]
     no_retries: bool,
@@ -111,6 +114,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let stop = CancellationToken::new();
     tokio::spawn(end_early(Signals::new()?, stop.clone()));
     let start = Instant::now();
+    if options.plot.is_some() {
+        load.statistics.keep_samples();
+    }
     let watching = tokio::spawn(progress::watch(load.statistics.clone(), until, is_text, stop.clone()));
     let logins = tokio::spawn(load.clone().log_in(options.logins, stop.clone()));
     load.place_orders(model, until, stop.clone()).await;
@@ -136,6 +142,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         // Texts and numbers always have a JSON encoding.
         let text = serde_json::to_string_pretty(&figures).unwrap_or_default();
         std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), action: "written", source })?;
+    }
+    if let Some(path) = &options.plot {
+        load.statistics.plot(format!("ordermesh load: {model}"), start + took, &[]).write(path)?;
     }
     load.verdict()?;
     report.as_ref().map_or(Ok(()), verify::verdict)

@@ -1,6 +1,6 @@
 //! A system on this machine: the gateway and a number of instances of each service, as child processes of this program.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -108,6 +108,7 @@ impl Supervisor {
                 env: env(config, &supervisor.data_dir, certificates.as_ref(), service, instance)
                     .into_iter()
                     .chain(service_name(&environment, service))
+                    .chain(config.forwarded.secrets_of(service))
                     .collect(),
                 quiet: config.quiet,
                 restarts_at_once: config.restarts_at_once,
@@ -249,6 +250,28 @@ fn env(
     env
 }
 
+/// Whether the system sets this variable of its processes, whatever it has inherited.
+pub(crate) fn is_provided(variable: &OsStr) -> bool {
+    const PROVIDED: [&str; 10] = [
+        "LISTEN",
+        "ADMIN_LISTEN",
+        "INSTANCE",
+        "LOG",
+        "TRUST_CLIENT_TRACE_CONTEXT",
+        "DATA_DIR",
+        "DATABASE_URL",
+        "USER_GENERATE_KEYS",
+        "PAYMENT_GATEWAY_ADDRESSES",
+        "PAYMENT_GATEWAY_API_KEY_FILE",
+    ];
+    let name = variable.to_str().unwrap_or_default();
+    name == "GATEWAY_API_KEY_FILE"
+        || name.strip_prefix("ORDERMESH_").is_some_and(|name| {
+            let peer = name.strip_suffix("_ADDRESSES").map(str::to_lowercase);
+            PROVIDED.contains(&name) || peer.is_some_and(|peer| Service::named(&peer).is_some())
+        })
+}
+
 /// `service.name` of a service's processes: the inherited name is that of the whole system, and becomes a prefix.
 fn service_name(environment: &Environment, service: Service) -> Option<(String, OsString)> {
     let prefix = environment.service_name()?;
@@ -326,5 +349,20 @@ mod tests {
         assert_eq!(value("ORDERMESH_DATA_ADDRESSES"), Some("127.0.0.1:7401,127.0.0.1:7402"));
         assert_eq!(args(&config, &data_dir, Service::Order), ["order", "--demo-catalog", "--lease", "1s"]);
         assert_eq!(args(&config, &data_dir, Service::Payment), ["payment"]);
+    }
+
+    #[test]
+    fn every_variable_that_a_process_gets_is_known_as_the_systems() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let url = "postgres://u@h/d".parse().expect("a URL");
+        let config = SystemConfig { database_url: Some(url), ..config(7000, temporary.path().join("data")) };
+        let data_dir = DataDir::prepare(&config.data_dir).expect("prepared");
+        for service in Service::ALL {
+            for (name, _) in env(&config, &data_dir, None, service, 1) {
+                let name = OsStr::new(&name);
+                assert!(is_provided(name) || child::is_removed(name), "{name:?}");
+            }
+        }
+        assert!(!is_provided(OsStr::new("ORDERMESH_MEMORY_LIMIT")));
     }
 }

@@ -144,7 +144,7 @@ fn of<T>(spanned: &Spanned<T>, why: impl std::fmt::Display) -> String {
 /// # Errors
 /// Why it is rejected, in one line with the position.
 pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Result<Rules, String> {
-    let file: File = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
+    let file: File = serde_saphyr::from_str(text).map_err(|error| yaml_error(&error))?;
     let targets = targets(&file.targets, policies)?;
     let mut rules = Rules { by_path: HashMap::new(), count: file.rules.len() };
     let mut earlier: HashMap<&'static str, Vec<(Headers, u64)>> = HashMap::new();
@@ -198,9 +198,10 @@ pub(crate) fn rules(text: &str, policies: PolicyTable, allow_faults: bool) -> Re
     Ok(rules)
 }
 
-/// A syntax error in one line.
-fn syntax(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
+/// An error of a YAML file in one line, with its position.
+pub fn yaml_error(error: &serde_saphyr::Error) -> String {
+    // The library's advice is for programmers.
+    let text = error.without_snippet().to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     // It may quote the file.
     let line: String = line

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -47,9 +47,24 @@ impl fmt::Display for Fault {
     }
 }
 
+impl Fault {
+    /// Without the service: the marks of a plot.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Kill(_) => "kill -9 of one instance",
+            Self::KillAll(_) => "kill -9 of a service",
+            Self::Stop(_) => "SIGSTOP of one instance",
+            Self::KillEverything => "kill -9 of everything",
+            Self::Postgres => "PostgreSQL killed",
+        }
+    }
+}
+
 /// The injected faults, and the orders in progress at the time.
 #[derive(Default)]
 pub(crate) struct Tally {
+    /// When each was injected, and its kind.
+    pub(crate) marks: Vec<(Instant, &'static str)>,
     injected: BTreeMap<Fault, u64>,
     in_progress: InProgress,
 }
@@ -109,6 +124,7 @@ impl<'a> FaultInjector<'a> {
             tokio::time::sleep(pause).await;
             self.advance(pause);
             self.count_orders().await;
+            self.tally.marks.push((Instant::now(), fault.kind()));
             self.inject(fault, chance).await;
             *self.tally.injected.entry(fault).or_default() += 1;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use kernel::OrderId;
@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value, json};
 
 use crate::load::mix::{Behaviour, Mix};
+use crate::plot::{Plot, Sample};
 use crate::promises::Report;
 
 /// The reported quantiles.
@@ -31,6 +32,14 @@ struct Inner {
     rewatches: u64,
     unexpected: u64,
     orders: Vec<OrderId>,
+    samples: Option<Samples>,
+}
+
+/// Each observation, for a plot.
+struct Samples {
+    start: Instant,
+    acknowledged: Vec<Sample>,
+    finished: Vec<Sample>,
 }
 
 /// What all customers observed. Clones share it.
@@ -50,6 +59,7 @@ impl Default for Statistics {
             rewatches: 0,
             unexpected: 0,
             orders: Vec::new(),
+            samples: None,
         })))
     }
 }
@@ -63,11 +73,32 @@ impl Statistics {
         self.0.lock()
     }
 
+    /// From now on keeps each observation, for [`Self::plot`].
+    pub(crate) fn keep_samples(&self) {
+        self.lock().samples = Some(Samples { start: Instant::now(), acknowledged: vec![], finished: vec![] });
+    }
+
+    /// The observations over time, from [`Self::keep_samples`] to `end`.
+    pub(crate) fn plot(&self, title: String, end: Instant, marks: &[(Instant, &'static str)]) -> Plot {
+        let mut inner = self.lock();
+        let Some(samples) = inner.samples.take() else { return Plot::default() };
+        Plot {
+            title,
+            took: end.saturating_duration_since(samples.start),
+            marks: marks.iter().map(|(at, kind)| (at.saturating_duration_since(samples.start), *kind)).collect(),
+            acknowledged: samples.acknowledged,
+            finished: samples.finished,
+        }
+    }
+
     /// An order was acknowledged.
     pub(crate) fn acknowledged_after(&self, order: OrderId, latency: Duration) {
         let mut inner = self.lock();
         // An auto-resizing histogram accepts any value.
         let _ = inner.acknowledged.record(micros(latency));
+        if let Some(samples) = &mut inner.samples {
+            samples.acknowledged.push(Sample { at: samples.start.elapsed(), latency });
+        }
         inner.orders.push(order);
     }
 
@@ -76,6 +107,9 @@ impl Statistics {
         let mut inner = self.lock();
         if let Some(latency) = latency {
             let _ = inner.finished.record(micros(latency));
+            if let Some(samples) = &mut inner.samples {
+                samples.finished.push(Sample { at: samples.start.elapsed(), latency });
+            }
         }
         *inner.ends.entry((behaviour, end.to_owned())).or_default() += 1;
         inner.unexpected += u64::from(is_unexpected);
