@@ -75,6 +75,7 @@ pub async fn run(
     seed(&catalog, &config.seed_products).await?;
     let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
     chassis.store_events(own_events::store(&events, chassis.db.outbox()));
+    retention::prepare(&events, &mut None).await;
     chassis.tasks.spawn(retention::run(
         events.clone(),
         config.event_retention,

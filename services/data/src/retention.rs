@@ -1,33 +1,50 @@
-//! Deletes trace events that are older than the retention.
+//! Prepares the store for the next days' trace events, and deletes those that are older than the retention.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::trace_event::TraceEvents;
+use crate::trace_event::{Expired, TraceEvents};
 
 /// The average interval; jittered, so that the instances of a database do not run it simultaneously.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Deletes every `interval`, on average, until `stop`.
+/// Prepares and deletes every `interval`, on average, until `stop`.
 pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration, stop: CancellationToken) {
+    // One that lasts, such as a role that does not own the table, is reported once.
+    let mut reported = None;
     loop {
         let wait = interval.mul_f64(0.5 + rand::random::<f64>());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
             return;
         }
-        let expired = tokio::select! {
-            expired = events.expire(keep) => expired,
-            () = stop.cancelled() => return,
-        };
-        match expired {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(target: "ordermesh", count, "trace events past their retention were deleted"),
-            Err(error) => {
-                tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention could not be deleted")
-            }
+        if stop.run_until_cancelled(sweep(&events, keep, &mut reported)).await.is_none() {
+            return;
         }
     }
+}
+
+async fn sweep(events: &TraceEvents, keep: Duration, reported: &mut Option<String>) {
+    prepare(events, reported).await;
+    match events.expire(keep).await {
+        Ok(Expired { partitions: 0, events: 0 }) => {}
+        Ok(Expired { partitions, events }) => {
+            tracing::info!(target: "ordermesh", partitions, events, "trace events past their retention were deleted");
+        }
+        Err(error) => {
+            tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention could not be deleted")
+        }
+    }
+}
+
+/// Prepares the store for the next days. A failure is logged, unless it is the one that was reported last: events are
+/// stored nevertheless.
+pub(crate) async fn prepare(events: &TraceEvents, reported: &mut Option<String>) {
+    let failure = events.prepare().await.err().map(|error| format!("{error:?}"));
+    if let Some(error) = failure.as_ref().filter(|_| failure != *reported) {
+        tracing::warn!(target: "ordermesh", error, "partitions of trace events could not be prepared");
+    }
+    *reported = failure;
 }
 
 #[cfg(test)]
@@ -71,10 +88,11 @@ mod tests {
             event(NOW, 0),
         ];
         let events = events_with(clock.clone(), &stored).await;
-        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 2);
-        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 0);
+        let deleted = async || events.expire(DAY * 7).await.expect("deleted").events;
+        assert_eq!(deleted().await, 2);
+        assert_eq!(deleted().await, 0);
         clock.advance(Duration::from_millis(1));
-        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
+        assert_eq!(deleted().await, 1);
         let again = vec![Received { event_id: "again".into(), event: Ok(kept) }];
         let appended = events.append(again).await.expect("stored");
         assert_eq!(appended[0].outcome, AppendOutcome::Stored, "it had been deleted");
@@ -84,9 +102,9 @@ mod tests {
     async fn on_sqlite_the_last_stored_event_is_kept_until_another_is_stored() {
         let (old, new) = (event(NOW.minus(DAY * 8), 0), event(NOW, 0));
         let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
-        assert_eq!(events.expire(DAY * 7).await.expect("nothing to delete"), 0, "its rowid must not be reused");
+        assert_eq!(events.expire(DAY * 7).await.expect("nothing to delete").events, 0, "its rowid must not be reused");
         events.append(vec![Received { event_id: String::new(), event: Ok(new) }]).await.expect("stored");
-        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted").events, 1);
     }
 
     #[tokio::test]
@@ -94,7 +112,7 @@ mod tests {
         let old = NOW.minus(DAY * 8);
         let stored: Vec<_> = (0..5_003).map(|number| event(old, number)).chain([event(NOW, 0)]).collect();
         let events = events_with(Arc::new(ManualClock::at(NOW)), &stored).await;
-        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 5_003);
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted").events, 5_003);
     }
 
     #[tokio::test]

@@ -227,18 +227,35 @@ impl TraceEvents {
         Ok(self.store.count(start, end).await?)
     }
 
-    /// Deletes events older than `retention`, in chunks; returns how many.
-    pub(crate) async fn expire(&self, retention: Duration) -> Result<u64, Error> {
+    /// Prepares the store for the next days' events.
+    pub(crate) async fn prepare(&self) -> Result<(), storage::Error> {
+        self.store.partition(self.clock.now()).await
+    }
+
+    /// Deletes events older than `retention`: whole days where the store has them, which are kept until their last
+    /// event has expired, and others in chunks.
+    pub(crate) async fn expire(&self, retention: Duration) -> Result<Expired, Error> {
         let before = first_id_at(self.clock.now().minus(retention));
+        let partitions = self.store.drop_before(before).await?;
+        let before = self.store.first_day().await?.map_or(before, |first| first.min(before));
         let mut deleted = 0;
         loop {
             let chunk = self.store.delete_before(before, RETENTION_CHUNK).await?;
             deleted += chunk;
             if chunk < RETENTION_CHUNK {
-                return Ok(deleted);
+                return Ok(Expired { partitions, events: deleted });
             }
         }
     }
+}
+
+/// What was deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Expired {
+    /// Days, with all their events.
+    pub(crate) partitions: u64,
+    /// Others.
+    pub(crate) events: u64,
 }
 
 /// The lowest UUIDv7 of an instant's millisecond; of 1970 for an earlier instant.

@@ -3,6 +3,7 @@
 //! The append is the platform's hottest write: a batch is one statement, built without a query builder.
 
 mod invariants;
+mod partitions;
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};

@@ -61,6 +61,27 @@ impl Database {
         }
     }
 
+    /// PostgreSQL: changes the schema of a running system, in a transaction of its own. A lock is awaited no longer than
+    /// `lock_timeout`, because the statements of others queue behind it; the statements themselves may take long.
+    ///
+    /// # Errors
+    /// A statement failed: nothing was changed.
+    pub async fn alter(&self, sql: &str, lock_timeout: Duration) -> Result<(), Error> {
+        let tx = self.begin_long().await?;
+        tx.execute_unprepared(&format!("SET LOCAL lock_timeout = {}; {sql}", lock_timeout.as_millis())).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// A transaction whose statements may take as long as a migration's.
+    async fn begin_long(&self) -> Result<TxConnection, Error> {
+        let mut tx = begin_alone(self, BEGIN).await?;
+        if let Open::Postgres(lease) = &mut tx.0 {
+            lease.get_mut().set_limit(STEP_TIMEOUT);
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+        }
+        Ok(tx)
+    }
+
     async fn try_migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
         // Without the lock at first: an instance with nothing to do does not wait for another's long migration, and
         // needs read permission only.
@@ -70,16 +91,11 @@ impl Database {
         {
             return Ok(());
         }
-        let mut tx = begin_alone(self, BEGIN).await?;
+        let tx = self.begin_long().await?;
         if self.backend() == Backend::Postgres {
-            // Another instance's migration may take long, and so may ours.
             while !is_so(&tx, POSTGRES_LOCK).await? {
                 tokio::time::sleep(LOCK_INTERVAL).await;
             }
-            if let Open::Postgres(lease) = &mut tx.0 {
-                lease.get_mut().set_limit(STEP_TIMEOUT);
-            }
-            tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
             if let Some(schema) = &self.0.schema {
                 let schema = schema.replace(['"', '\''], "");
                 // IF NOT EXISTS would first require the permission to create schemas, which the owner of its schema may

@@ -1,0 +1,538 @@
+//! On PostgreSQL, trace events are partitioned by day: a day past its retention is dropped, not deleted row by row.
+//!
+//! The key is the event's id, a UUIDv7, which begins with its time (RFC 9562, 5.7): so the primary key stays as it is, and
+//! copies of an event meet in one partition. Each instance prepares the next days ahead. What no day contains, because
+//! a clock is wrong or an event was late, is in the default partition. Start reading at [`TraceEventStore::partition`].
+//!
+//! The first preparation makes an ordinary table the partition before the first day, without a pause: its rows stay
+//! where they are until they expire. It needs the table's owner; for another role the table stays ordinary.
+
+use std::time::Duration;
+
+use kernel::Timestamp;
+use sea_orm::{FromQueryResult, Statement};
+use storage::{Backend, Error};
+use uuid::Uuid;
+
+use crate::trace_event::first_id_at;
+use crate::trace_event_store::TraceEventStore;
+
+/// Statements of others queue behind a lock that is awaited: it is given up soon, and tried again at the next sweep.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+/// The days that are prepared, from today on.
+const DAYS_AHEAD: i64 = 3;
+/// An ordinary table with rows becomes the partition up to this day, while events go on being stored in it.
+const FIRST_DAY_AHEAD: i64 = 3;
+/// An unfinished preparation is begun anew rather than reach its day, from which on it would reject events.
+const MIN_DAYS_LEFT: i64 = 1;
+const DAY: i64 = 86_400_000_000;
+
+/// A day, in UTC.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Day(i64);
+
+impl Day {
+    fn of(instant: Timestamp) -> Self {
+        Self(instant.as_micros().div_euclid(DAY))
+    }
+
+    fn plus(self, days: i64) -> Self {
+        Self(self.0 + days)
+    }
+
+    /// The lowest id of its events.
+    fn first_id(self) -> Uuid {
+        first_id_at(Timestamp::from_micros(self.0 * DAY))
+    }
+
+    /// As in the names of tables.
+    fn text(self) -> String {
+        let date = epoch() + time::Duration::days(self.0);
+        format!("{:04}{:02}{:02}", date.year(), u8::from(date.month()), date.day())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let part = |range: std::ops::Range<usize>| text.get(range)?.parse().ok();
+        let month = u8::try_from(part(4..6)?).ok()?.try_into().ok()?;
+        let date = time::Date::from_calendar_date(part(0..4)?, month, u8::try_from(part(6..8)?).ok()?).ok()?;
+        (text.len() == 8).then(|| Self((date - epoch()).whole_days()))
+    }
+}
+
+fn epoch() -> time::Date {
+    time::OffsetDateTime::UNIX_EPOCH.date()
+}
+
+/// A partition, by its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Partition {
+    /// Everything before the day: the table of an earlier release.
+    Before(Day),
+    Day(Day),
+    /// What no other partition contains.
+    Default,
+}
+
+impl Partition {
+    fn name(self) -> String {
+        match self {
+            Self::Before(day) => format!("trace_event_before_{}", day.text()),
+            Self::Day(day) => format!("trace_event_{}", day.text()),
+            Self::Default => "trace_event_default".to_owned(),
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix("trace_event_")?;
+        match rest.strip_prefix("before_") {
+            Some(day) => Day::parse(day).map(Self::Before),
+            None if rest == "default" => Some(Self::Default),
+            None => Day::parse(rest).map(Self::Day),
+        }
+    }
+
+    /// No event in it has this id or a higher one; `None` for the default partition.
+    fn end(self) -> Option<Uuid> {
+        match self {
+            Self::Before(day) => Some(day.first_id()),
+            Self::Day(day) => Some(day.plus(1).first_id()),
+            Self::Default => None,
+        }
+    }
+}
+
+/// The table as it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Shape {
+    /// With the constraint that prepares it, if there is one, and whether all rows are known to satisfy it.
+    Ordinary { constraint: Option<(Day, bool)>, is_empty: bool },
+    /// Those that this module makes; ascending.
+    Partitioned(Vec<Partition>),
+}
+
+#[derive(FromQueryResult)]
+struct ShapeRow {
+    is_partitioned: bool,
+    constraint_name: Option<String>,
+    is_validated: Option<bool>,
+    is_empty: bool,
+}
+
+const SHAPE: &str = "SELECT relkind = 'p' AS is_partitioned, conname::text AS constraint_name, \
+     convalidated AS is_validated, NOT EXISTS (SELECT FROM trace_event) AS is_empty \
+     FROM pg_class LEFT JOIN pg_constraint ON conrelid = pg_class.oid AND conname LIKE 'trace_event_before_%' \
+     WHERE pg_class.oid = 'trace_event'::regclass";
+const PARTITIONS: &str = "SELECT relname::text AS name FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid \
+     WHERE inhparent = 'trace_event'::regclass";
+
+#[derive(FromQueryResult)]
+struct Name {
+    name: String,
+}
+
+impl TraceEventStore {
+    /// On PostgreSQL: makes the table a partitioned one, if it is not yet, and the next days' partitions. Any number of
+    /// instances may do so at once.
+    ///
+    /// # Errors
+    /// The role does not own the table, a lock was not had in time, or the database failed. What is done is kept, and
+    /// the rest is for the next call.
+    pub(crate) async fn partition(&self, now: Timestamp) -> Result<(), Error> {
+        if self.db.backend() == Backend::Sqlite {
+            return Ok(());
+        }
+        let today = Day::of(now);
+        let partitions = loop {
+            match self.shape().await? {
+                Shape::Partitioned(partitions) => break partitions,
+                Shape::Ordinary { constraint, is_empty } => self.convert(today, constraint, is_empty).await?,
+            }
+        };
+        let is_covered = |day: Day| {
+            partitions.iter().any(|partition| match partition {
+                Partition::Before(first) => day < *first,
+                Partition::Day(known) => day == *known,
+                Partition::Default => false,
+            })
+        };
+        for day in (0..DAYS_AHEAD).map(|days| today.plus(days)).filter(|day| !is_covered(*day)) {
+            self.db.alter(&create(day), LOCK_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+
+    /// On PostgreSQL: drops the partitions without an event that has this id or a higher one; returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::partition`].
+    pub(crate) async fn drop_before(&self, before: Uuid) -> Result<u64, Error> {
+        let mut dropped = 0;
+        for partition in self.partitions().await? {
+            if partition.end().is_some_and(|end| end <= before) {
+                self.db.alter(&format!("DROP TABLE IF EXISTS {}", partition.name()), LOCK_TIMEOUT).await?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// The ids from which on retention drops whole days: below, rows are deleted. `None`: there is no day.
+    pub(crate) async fn first_day(&self) -> Result<Option<Uuid>, Error> {
+        let days = self.partitions().await?.into_iter().filter_map(|partition| match partition {
+            Partition::Day(day) => Some(day.first_id()),
+            Partition::Before(_) | Partition::Default => None,
+        });
+        Ok(days.min())
+    }
+
+    /// None on SQLite, or of an ordinary table.
+    async fn partitions(&self) -> Result<Vec<Partition>, Error> {
+        if self.db.backend() == Backend::Sqlite {
+            return Ok(vec![]);
+        }
+        let names = Name::find_by_statement(self.sql(PARTITIONS)).all(self.db.read()).await?;
+        let mut partitions: Vec<_> = names.iter().filter_map(|row| Partition::parse(&row.name)).collect();
+        partitions.sort_unstable();
+        Ok(partitions)
+    }
+
+    async fn shape(&self) -> Result<Shape, Error> {
+        let row = ShapeRow::find_by_statement(self.sql(SHAPE)).one(self.db.read()).await?;
+        let Some(row) = row else { return Err(Error::Corrupt { what: "table", value: "trace_event".to_owned() }) };
+        if row.is_partitioned {
+            return Ok(Shape::Partitioned(self.partitions().await?));
+        }
+        let day = row.constraint_name.as_deref().and_then(Partition::parse).and_then(|partition| match partition {
+            Partition::Before(day) => Some(day),
+            Partition::Day(_) | Partition::Default => None,
+        });
+        Ok(Shape::Ordinary {
+            constraint: day.map(|day| (day, row.is_validated.unwrap_or(false))),
+            is_empty: row.is_empty,
+        })
+    }
+
+    /// One step from an ordinary table to a partitioned one. A partition's bounds are checked while everything waits,
+    /// unless a constraint says that they hold: this is added for new rows first, then validated while events are
+    /// stored.
+    async fn convert(&self, today: Day, constraint: Option<(Day, bool)>, is_empty: bool) -> Result<(), Error> {
+        let step = match constraint {
+            None if is_empty => swap(today),
+            None => constrain(today.plus(FIRST_DAY_AHEAD)),
+            Some((day, _)) if day < today.plus(MIN_DAYS_LEFT) => unconstrain(day),
+            Some((day, false)) => validate(day),
+            Some((day, true)) => swap(day),
+        };
+        self.db.alter(&step, LOCK_TIMEOUT).await
+    }
+
+    fn sql(&self, sql: &str) -> Statement {
+        Statement::from_string(self.db.read().get_database_backend(), sql)
+    }
+}
+
+// Each of these changes nothing if another instance has done the same meanwhile.
+
+fn constrain(first: Day) -> String {
+    let (name, id) = (Partition::Before(first).name(), first.first_id());
+    format!(
+        "DO $$ BEGIN IF (SELECT relkind = 'r' AND NOT EXISTS (SELECT FROM pg_constraint \
+         WHERE conrelid = pg_class.oid AND conname LIKE 'trace_event_before_%') FROM pg_class \
+         WHERE oid = 'trace_event'::regclass) THEN \
+         ALTER TABLE trace_event ADD CONSTRAINT {name} CHECK (event_id < '{id}') NOT VALID; \
+         END IF; END $$"
+    )
+}
+
+fn unconstrain(first: Day) -> String {
+    format!("ALTER TABLE trace_event DROP CONSTRAINT IF EXISTS {}", Partition::Before(first).name())
+}
+
+/// Reads and appends go on.
+fn validate(first: Day) -> String {
+    format!("ALTER TABLE trace_event VALIDATE CONSTRAINT {}", Partition::Before(first).name())
+}
+
+/// The table becomes the partition before the first day; its indexes and permissions become the whole's.
+fn swap(first: Day) -> String {
+    let (old, id) = (Partition::Before(first).name(), first.first_id());
+    let default = Partition::Default.name();
+    format!(
+        "DO $$ DECLARE permission record; BEGIN \
+         LOCK TABLE trace_event IN ACCESS EXCLUSIVE MODE; \
+         IF (SELECT relkind <> 'r' FROM pg_class WHERE oid = 'trace_event'::regclass) THEN RETURN; END IF; \
+         ALTER TABLE trace_event RENAME TO {old}; \
+         CREATE TABLE trace_event (LIKE {old} INCLUDING DEFAULTS INCLUDING INDEXES) PARTITION BY RANGE (event_id); \
+         CREATE TABLE {default} (LIKE {old} INCLUDING DEFAULTS INCLUDING INDEXES); \
+         ALTER TABLE trace_event ATTACH PARTITION {old} FOR VALUES FROM (MINVALUE) TO ('{id}'); \
+         ALTER TABLE trace_event ATTACH PARTITION {default} DEFAULT; \
+         FOR permission IN SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(grantee::regrole::text) END AS role, \
+         privilege_type AS privilege FROM pg_class, aclexplode(relacl) \
+         WHERE pg_class.oid = '{old}'::regclass AND grantee <> relowner LOOP \
+         EXECUTE 'GRANT ' || permission.privilege || ' ON trace_event TO ' || permission.role; \
+         END LOOP; END $$"
+    )
+}
+
+/// The day's partition, with what the default partition has of it.
+fn create(day: Day) -> String {
+    let (name, default) = (Partition::Day(day).name(), Partition::Default.name());
+    let (first, end) = (day.first_id(), day.plus(1).first_id());
+    format!(
+        "DO $$ BEGIN LOCK TABLE trace_event IN SHARE UPDATE EXCLUSIVE MODE; \
+         IF to_regclass('{name}') IS NOT NULL THEN RETURN; END IF; \
+         LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE; \
+         CREATE TABLE {name} (LIKE trace_event INCLUDING DEFAULTS INCLUDING INDEXES); \
+         WITH moved AS (DELETE FROM {default} WHERE event_id >= '{first}' AND event_id < '{end}' RETURNING *) \
+         INSERT INTO {name} SELECT * FROM moved; \
+         ALTER TABLE trace_event ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}'); \
+         END $$"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kernel::ManualClock;
+    use sea_orm::ConnectionTrait;
+    use storage::{Database, Options};
+    use telemetry::TraceEvent;
+
+    use super::*;
+    use crate::feed::Position;
+    use crate::feed_store::FeedStore;
+    use crate::migration::MIGRATIONS;
+    use crate::sample::event;
+    use crate::trace_event::{Expired, Filter, TraceEvents};
+
+    /// 2026-11-23, 00:00 UTC.
+    const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+    const WEEK: Duration = Duration::from_secs(7 * 86_400);
+
+    /// `None`: PostgreSQL is not installed.
+    async fn store() -> Option<TraceEventStore> {
+        let test_database = testkit::postgres()?;
+        let options = Options { schema: test_database.schema, ..Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("a database");
+        db.migrate(MIGRATIONS).await.expect("migrated");
+        Some(TraceEventStore::new(db))
+    }
+
+    async fn insert(store: &TraceEventStore, events: &[TraceEvent]) -> usize {
+        store.insert(events.to_vec()).await.expect("stored").len()
+    }
+
+    /// All events, newest first.
+    async fn all(store: &TraceEventStore) -> Vec<Uuid> {
+        let page = store.page(Filter::default(), None, 1_000).await.expect("a page");
+        page.into_iter().map(|event| event.event_id).collect()
+    }
+
+    /// The partition of an event.
+    async fn partition_of(store: &TraceEventStore, event: &TraceEvent) -> Partition {
+        let id = event.event_id;
+        let sql = format!("SELECT tableoid::regclass::text AS name FROM trace_event WHERE event_id = '{id}'");
+        let row = Name::find_by_statement(store.sql(&sql)).one(store.db.read()).await.expect("read").expect("stored");
+        Partition::parse(row.name.rsplit('.').next().expect("a name")).unwrap_or_else(|| panic!("{}", row.name))
+    }
+
+    async fn execute(store: &TraceEventStore, sql: &str) {
+        store.db.execute(store.sql(sql)).await.expect(sql);
+    }
+
+    fn today() -> Day {
+        Day::of(NOW)
+    }
+
+    #[test]
+    fn a_partition_is_parsed_from_its_name() {
+        assert_eq!(Partition::Day(today()).name(), "trace_event_20261123");
+        for partition in [Partition::Before(Day(0)), Partition::Day(today().plus(400)), Partition::Default] {
+            assert_eq!(Partition::parse(&partition.name()), Some(partition));
+        }
+        for name in
+            ["trace_event", "trace_event_", "trace_event_20261341", "trace_event_2026112", "trace_event_by_type"]
+        {
+            assert_eq!(Partition::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_day_contains_the_ids_of_its_milliseconds() {
+        let last = first_id_at(NOW.plus(DAY).minus(Duration::from_millis(1)));
+        assert!(today().first_id() < last && last < today().plus(1).first_id());
+        assert_eq!(Day::of(NOW.minus(Duration::from_micros(1))), today().plus(-1));
+    }
+
+    #[tokio::test]
+    async fn an_empty_table_has_the_next_days_at_once() {
+        let Some(store) = store().await else { return };
+        store.partition(NOW).await.expect("prepared");
+        store.partition(NOW).await.expect("nothing to do");
+        let days = (0..DAYS_AHEAD).map(|ahead| Partition::Day(today().plus(ahead)));
+        let expected: Vec<_> =
+            [Partition::Before(today())].into_iter().chain(days).chain([Partition::Default]).collect();
+        assert_eq!(store.partitions().await.expect("partitions"), expected);
+        let event = event(NOW, 0);
+        assert_eq!(insert(&store, &[event.clone()]).await, 1);
+        assert_eq!(partition_of(&store, &event).await, Partition::Day(today()));
+    }
+
+    #[tokio::test]
+    async fn a_table_with_rows_becomes_the_partition_before_the_first_day() {
+        let Some(store) = store().await else { return };
+        let (old, new) = (event(NOW.minus(DAY * 5), 0), event(NOW, 1));
+        insert(&store, &[old.clone(), new.clone()]).await;
+        execute(&store, "GRANT SELECT ON trace_event TO pg_read_all_stats").await;
+        store.partition(NOW).await.expect("prepared");
+        let before = Partition::Before(today().plus(FIRST_DAY_AHEAD));
+        assert_eq!(partition_of(&store, &old).await, before);
+        assert_eq!(partition_of(&store, &new).await, before);
+        assert_eq!(all(&store).await, [new.event_id, old.event_id]);
+        assert_eq!(insert(&store, &[old, new]).await, 0, "a copy is recognized");
+        let granted = "SELECT CASE WHEN has_table_privilege('pg_read_all_stats', 'trace_event', 'SELECT') \
+             THEN 'granted' ELSE 'lost' END AS name";
+        let row = Name::find_by_statement(store.sql(granted)).one(store.db.read()).await.expect("read");
+        assert_eq!(row.expect("a row").name, "granted");
+        // From its end on there are days.
+        let later = NOW.plus(DAY * u32::try_from(FIRST_DAY_AHEAD).expect("a few"));
+        store.partition(later).await.expect("prepared");
+        let event = event(later, 2);
+        insert(&store, &[event.clone()]).await;
+        assert_eq!(partition_of(&store, &event).await, Partition::Day(Day::of(later)));
+    }
+
+    #[tokio::test]
+    async fn an_event_of_no_day_is_stored_and_moves_to_its_day() {
+        let Some(store) = store().await else { return };
+        store.partition(NOW).await.expect("prepared");
+        let early = event(NOW.plus(DAY * 5), 0);
+        insert(&store, &[early.clone()]).await;
+        assert_eq!(partition_of(&store, &early).await, Partition::Default);
+        store.partition(NOW.plus(DAY * 4)).await.expect("prepared");
+        assert_eq!(partition_of(&store, &early).await, Partition::Day(today().plus(5)));
+        assert_eq!(all(&store).await, [early.event_id]);
+        assert_eq!(insert(&store, &[early]).await, 0, "a copy is recognized");
+    }
+
+    #[tokio::test]
+    async fn whole_days_are_dropped_and_others_deleted() {
+        let Some(store) = store().await else { return };
+        let clock = Arc::new(ManualClock::at(NOW));
+        let events = TraceEvents::new(store.clone(), clock.clone());
+        store.partition(NOW).await.expect("prepared");
+        let (first, second, late) = (event(NOW, 0), event(NOW.plus(DAY), 1), event(NOW.minus(DAY * 9), 2));
+        insert(&store, &[first, second.clone(), late]).await;
+        let expired = async || events.expire(WEEK).await.expect("expired");
+        // The row before the first day; its partition has ended long ago but for today's retention.
+        assert_eq!(expired().await, Expired { partitions: 0, events: 1 });
+        clock.advance(WEEK + DAY - Duration::from_millis(1));
+        assert_eq!(expired().await, Expired { partitions: 1, events: 0 }, "the partition before the first day");
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(expired().await, Expired { partitions: 1, events: 0 }, "the first day");
+        assert_eq!(all(&store).await, [second.event_id]);
+        // Late for a day that is gone.
+        let late = event(NOW, 3);
+        insert(&store, &[late.clone()]).await;
+        assert_eq!(partition_of(&store, &late).await, Partition::Default);
+        assert_eq!(expired().await, Expired { partitions: 0, events: 1 });
+    }
+
+    #[tokio::test]
+    async fn any_number_of_instances_prepare_at_once_while_events_are_stored() {
+        let Some(store) = store().await else { return };
+        insert(&store, &[event(NOW, 0)]).await;
+        let prepare = || async {
+            // Whoever does not get a lock in time tries again at the next sweep.
+            while let Err(error) = store.partition(NOW).await {
+                assert!(
+                    format!("{error:?}").contains("55P03") || format!("{error:?}").contains("already exists"),
+                    "{error:?}"
+                );
+            }
+        };
+        let append = async {
+            let mut stored = 1;
+            for number in 1..40 {
+                stored += insert(&store, &[event(NOW, number)]).await;
+            }
+            stored
+        };
+        let (stored, ..) = tokio::join!(append, prepare(), prepare(), prepare(), prepare());
+        assert_eq!(stored, 40);
+        assert_eq!(all(&store).await.len(), 40);
+        let partitions = store.partitions().await.expect("partitions");
+        assert_eq!(partitions, [Partition::Before(today().plus(FIRST_DAY_AHEAD)), Partition::Default]);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_another_holds_delays_nobody_for_long() {
+        let Some(store) = store().await else { return };
+        insert(&store, &[event(NOW, 0)]).await;
+        let reader = store.clone();
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let (held, is_held) = tokio::sync::oneshot::channel();
+        let released = Arc::new(tokio::sync::Mutex::new(Some((held, released))));
+        let holder = tokio::spawn(async move {
+            let held: Result<(), Error> = reader
+                .db
+                .transact(released, |tx, released| {
+                    Box::pin(async move {
+                        tx.conn().execute_unprepared("LOCK TABLE trace_event IN ACCESS SHARE MODE").await?;
+                        if let Some((held, released)) = released.lock().await.take() {
+                            let _ = held.send(());
+                            let _ = released.await;
+                        }
+                        Ok(())
+                    })
+                })
+                .await;
+            held.expect("committed");
+        });
+        is_held.await.expect("locked");
+        let error = store.partition(NOW).await.expect_err("the table is in use");
+        assert!(format!("{error:?}").contains("55P03"), "lock_not_available: {error:?}");
+        assert_eq!(insert(&store, &[event(NOW, 1)]).await, 1, "events go on being stored");
+        release.send(()).expect("the holder waits");
+        holder.await.expect("it ends");
+        store.partition(NOW).await.expect("prepared");
+        assert_eq!(all(&store).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_preparation_is_begun_anew_before_it_rejects_events() {
+        let Some(store) = store().await else { return };
+        insert(&store, &[event(NOW.minus(DAY * 3), 0)]).await;
+        store.db.alter(&constrain(today()), LOCK_TIMEOUT).await.expect("as if an instance had ended here");
+        store.partition(NOW).await.expect("prepared");
+        assert_eq!(insert(&store, &[event(NOW, 1)]).await, 1);
+        assert_eq!(all(&store).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn followers_read_all_partitions_in_the_order_of_storing() {
+        let Some(store) = store().await else { return };
+        let old = event(NOW, 0);
+        insert(&store, &[old.clone()]).await;
+        store.partition(NOW).await.expect("prepared");
+        store.partition(NOW.plus(DAY * 3)).await.expect("prepared");
+        let (new, late) = (event(NOW.plus(DAY * 4), 1), event(NOW.minus(DAY), 2));
+        insert(&store, &[new.clone()]).await;
+        insert(&store, &[late.clone()]).await;
+        let feed = FeedStore::new(store.db.clone());
+        // The mark is below the oldest open transaction of the server, which other tests use too.
+        let read = async {
+            loop {
+                let mark = feed.high_water_mark().await.expect("a mark");
+                let block = feed.read(&Filter::default(), Position::START, mark.newest).await.expect("read");
+                if block.events.len() == 3 {
+                    return block.events.into_iter().map(|(_, event)| event.event_id).collect::<Vec<_>>();
+                }
+            }
+        };
+        let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("all are read");
+        assert_eq!(read, [old.event_id, new.event_id, late.event_id]);
+    }
+}
