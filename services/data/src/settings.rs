@@ -15,7 +15,7 @@ pub struct Config {
     /// The User Service, whose keys verify access tokens.
     #[command(flatten)]
     pub user: UserPeer,
-    /// How long trace events are kept: ms, s, m, h or d
+    /// How long trace events are kept, on PostgreSQL up to a day longer, because whole days are dropped: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub event_retention: Duration,
     /// Maximum WatchTraceEvents streams of this instance
