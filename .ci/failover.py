@@ -51,11 +51,11 @@ def is_of_the_outage(failure):
 
 
 class LoadedSystem:
-    """A system on these servers, named in one URL, under load. Beside the load an order is created every 100 ms, to know when each was acknowledged."""
+    """A system on these servers (host and port), named in one URL, under load. Beside the load an order is created every 100 ms, to know when each was
+    acknowledged."""
 
-    def __init__(self, servers):
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        self.url = f"postgres://postgres@{hosts}/postgres?target_session_attrs=read-write"
+    def __init__(self, servers, database="postgres"):
+        self.url = f"postgres://postgres@{','.join(servers)}/{database}?target_session_attrs=read-write"
         self.times, self.errors, self.is_over = [], [], False
         self.stack = ExitStack()
         self.thread = threading.Thread(target=self.create, daemon=True)
@@ -151,7 +151,7 @@ def run():
         standbys = [stack.enter_context(Postgres(programs, SETTINGS, first)) for _ in range(2)]
         first.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{SETTINGS['synchronous_standby_names']}'")
         first.sql("SELECT pg_reload_conf()")
-        system = stack.enter_context(LoadedSystem([first, *standbys]))
+        system = stack.enter_context(LoadedSystem([f"127.0.0.1:{server.port}" for server in (first, *standbys)]))
 
         signal_all(first.process.pid, signal.SIGKILL)
         first.process.wait()

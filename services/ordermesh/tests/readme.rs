@@ -164,6 +164,45 @@ fn the_table_of_failures_is_that_of_the_demo() {
     check_generated(FAILURES, "demo", &table);
 }
 
+/// The arrows of a flowchart between two of the services: `a & b -- text --> c`, `a -. text .-> b`.
+fn arrows(flowchart: &str, services: &[&str]) -> BTreeSet<(String, String)> {
+    let names = |text: &str| -> Vec<String> {
+        text.split('&').map(str::trim).filter(|name| services.contains(name)).map(str::to_owned).collect()
+    };
+    let ends = flowchart.lines().filter_map(|line| {
+        let (rest, to) = line.rsplit_once("> ")?;
+        let (from, _) = rest.split_once(" -")?;
+        Some((names(from), names(to)))
+    });
+    ends.flat_map(|(from, to)| from.into_iter().flat_map(move |from| to.clone().into_iter().map(move |to| (from.clone(), to))))
+        .collect()
+}
+
+#[test]
+fn the_readmes_picture_has_the_calls_that_the_contract_allows() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    let output = program.env_clear().args(["policies", "--output", "json"]).output().expect("it runs");
+    let policies: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let mut allowed = BTreeSet::new();
+    for policy in &policies {
+        let to = text(&policy["service"]);
+        for caller in policy["callers"].as_array().expect("a list") {
+            allowed.insert((text(caller), to.clone()));
+        }
+        // Of the public ones services call the catalogue.
+        if to == "data" && policy["access"].as_array().expect("a list").contains(&"public".into()) {
+            allowed.insert(("order".to_owned(), to));
+        }
+    }
+    allowed.retain(|(from, to)| from != to && !from.is_empty());
+    let readme = read("README.md");
+    let picture = readme.split("```mermaid\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a picture");
+    let mut shown = arrows(picture, &SERVICES);
+    assert!(shown.remove(&("payment".to_owned(), "gateway".to_owned())), "the gateway is external: {shown:?}");
+    assert_eq!(shown, allowed);
+}
+
 /// Every .rs file below the folder.
 fn sources(folder: &Path, found: &mut String) {
     for entry in std::fs::read_dir(folder).expect("a folder") {
