@@ -3,7 +3,7 @@
 # program, linked statically, completions, manual pages, the licence, the changelog, the SBOM, and the checksum of each. A commit gives the
 # same bytes in any folder on any machine with the same rustc, C compiler and libc.
 #
-#   .ci/dist.sh              builds the program, then packs it (clean work tree: the commit's id is in it)
+#   .ci/dist.sh              builds the program, then packs it
 #   .ci/dist.sh PROGRAM      packs this program instead
 #
 # Needs rust, a C compiler, git and python3.
@@ -23,6 +23,10 @@ version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 name=ordermesh-$version-$(uname -m)-linux
 
 if [ $# = 0 ]; then
+  if ! git diff --quiet HEAD; then
+    echo "there are changes that are not committed, and the program names its commit" >&2
+    exit 1
+  fi
   # This machine's paths stay out of the program. With glibc instead of musl no second standard library or C compiler is needed; since 2.34 its
   # resolver reads /etc/hosts and asks DNS without shared libraries, so the linker's warnings about getaddrinfo are of no concern.
   # --target: without it the flags would apply to build scripts and proc macros too.
