@@ -17,7 +17,7 @@ TOOLS = Path(os.environ.get("K8S_TOOLS", ROOT.parent / "shared/k8s")).resolve()
 HOME = Path(os.environ.get("K8S_HOME", "/tmp/k8s"))
 KIND = os.environ.get("KIND_CLUSTER", "")
 NAMESPACE = "ordermesh"
-PROGRAM_IMAGE = "docker.io/library/ordermesh:0.1.0"
+PROGRAM_IMAGE = "docker.io/library/ordermesh:0.2.0"
 POSTGRES_IMAGE = "localhost/postgres:15"
 JAEGER_IMAGE = "localhost/jaeger:2.13.0"
 

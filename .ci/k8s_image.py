@@ -12,6 +12,7 @@ from system import BIN, ROOT, Failed, check
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 MAX_BYTES = 25 * 1_000_000
+SBOM = "usr/share/doc/ordermesh/sbom.cdx.json"
 PACKAGES = ("buildah", "mmdebstrap")
 
 
@@ -76,6 +77,9 @@ def build(folder):
     shutil.copy(BIN, folder / "context/target/release/ordermesh")
     commit = run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], check=False).strip() or "unknown"
     epoch = run(["git", "-C", ROOT, "log", "-1", "--format=%ct"], check=False).strip() or "0"
+    (folder / "context/target/dist").mkdir()
+    bom = run([ROOT / ".ci/sbom.py"], env={"ORDERMESH_COMMIT": commit, "SOURCE_DATE_EPOCH": epoch})
+    (folder / "context/target/dist/sbom.cdx.json").write_text(bom)
 
     def once(number):
         tag = f"{PROGRAM_IMAGE}-{number}"
@@ -94,6 +98,7 @@ def build(folder):
     buildah("push", "--quiet", PROGRAM_IMAGE, f"docker-archive:{archive}:{PROGRAM_IMAGE}")
     files = contents(archive)
     check("ordermesh" in files and not [name for name in files if name.endswith(("/sh", "/bash", "/dpkg"))], f"it contains the program and no shell: {files}")
+    check(SBOM in files, f"it contains its SBOM, {SBOM}: {files}")
     return archive, f"image: {size / 1e6:.1f} MB compressed, {archive.stat().st_size / 1e6:.1f} MB unpacked, {len(files)} files, reproducible"
 
 

