@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, those for the dependencies (cargo-deny, cargo-shear) and for the SBOM (cyclonedx
-# and jsonschema, for python); by name also those for the manifests: kubeconform, kube-score, schemas, hadolint, yaml and promql (for python).
-# A tool that is present at its pinned version is kept.
+# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, other clients (ghz, evans, grpc-health-probe), those for the dependencies (cargo-deny,
+# cargo-shear) and for the SBOM (cyclonedx and jsonschema, for python); by name also those for the manifests: kubeconform, kube-score, schemas,
+# hadolint, yaml and promql (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/bin
 mkdir -p "$bin"
 wanted=("$@")
-[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema grpcurl buf jaeger)
+[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema grpcurl buf jaeger ghz evans grpc-health-probe)
 
 work=$(mktemp -d)
 # Go makes its module cache read-only.
@@ -64,6 +64,9 @@ install_tool() { # install_tool NAME
     cargo-shear) pin=1.14.0 ;;
     cyclonedx) pin=11.12.0 ;; # of cyclonedx-python-lib, which ships the schemas
     jsonschema) pin=0.60.3 ;;
+    ghz) pin=v0.93.0 ;;
+    evans) pin=v0.10.11 ;;
+    grpc-health-probe) pin=v0.4.62 ;;
     kubeconform) pin=v0.8.0 ;;
     kube-score) pin=v1.20.0 ;;
     schemas) pin=1.37.0 ;; # of kubernetes-validate, which ships Kubernetes 1.33's
@@ -84,6 +87,15 @@ install_tool() { # install_tool NAME
       go_tool jaeger github.com/jaegertracing/jaeger "$pin" \
         'h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=' ./cmd/jaeger \
         '-X github.com/jaegertracing/jaeger/internal/version.latestVersion=v2.13.0' ;;
+    ghz)
+      go_tool ghz github.com/bojand/ghz "$pin" \
+        'h1:CmJ4SJDyRFs5tFQaIsXfjpyd71VBVRfJjvLcVjg4ubA=' ./cmd/ghz ;;
+    evans)
+      go_tool evans github.com/ktr0731/evans "$pin" \
+        'h1:Nrj1S0IbHI7i3KjNRdhqOFUjP8w1L+nKbw8W7YN0gQE=' . ;;
+    grpc-health-probe)
+      go_tool grpc-health-probe github.com/grpc-ecosystem/grpc-health-probe "$pin" \
+        'h1:aTsuyg+EuPZ5xElFjFtxq4VPB0b6Ms3WPhN2iAhvGj8=' . ;;
     kubeconform)
       go_tool kubeconform github.com/yannh/kubeconform "$pin" \
         'h1:loDYd3a3spjIFrauqW67CDKF55Oo9R6uvC8AvpVd4ug=' ./cmd/kubeconform ;;
