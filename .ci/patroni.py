@@ -252,23 +252,23 @@ def run():
         old.kill()
         outage("kill -9", old)
         old.start()
-        eventually("the killed node is a standby", 60, cluster.is_complete)
+        eventually("the killed node is a standby", 120, cluster.is_complete)
 
         old = cluster.switch_over()
         outage("switchover", old)
-        eventually("after the switchover the old primary is a standby", 60, cluster.is_complete)
+        eventually("after the switchover the old primary is a standby", 120, cluster.is_complete)
 
         old = cluster.primary()
         old.cut_off()
         outage("cut off", old)
         old.reconnect()
-        eventually("the reconnected primary is a standby", 60, cluster.is_complete)
+        eventually("the reconnected primary is a standby", 120, cluster.is_complete)
 
         old = cluster.primary()
         os.kill(old.process.pid, signal.SIGSTOP)
         outage("frozen Patroni", old)
         os.kill(old.process.pid, signal.SIGCONT)
-        eventually("the resumed primary is a standby", 60, cluster.is_complete)
+        eventually("the resumed primary is a standby", 120, cluster.is_complete)
         results = [f"{name}: {system.finish()}" for name, system in systems.items()]
     figures = ", ".join(f"{what} {promotion:.1f} + {' and '.join(f'{each:.1f}' for each in after)} s" for what, (promotion, after) in took.items())
     return f"until the cluster committed again, and from then until the next acknowledged order of each system: {figures}; {'; '.join(results)}"
