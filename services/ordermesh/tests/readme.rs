@@ -174,8 +174,10 @@ fn arrows(flowchart: &str, services: &[&str]) -> BTreeSet<(String, String)> {
         let (from, _) = rest.split_once(" -")?;
         Some((names(from), names(to)))
     });
-    ends.flat_map(|(from, to)| from.into_iter().flat_map(move |from| to.clone().into_iter().map(move |to| (from.clone(), to))))
-        .collect()
+    ends.flat_map(|(from, to)| {
+        from.into_iter().flat_map(move |from| to.clone().into_iter().map(move |to| (from.clone(), to)))
+    })
+    .collect()
 }
 
 #[test]

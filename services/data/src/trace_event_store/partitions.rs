@@ -320,8 +320,8 @@ mod tests {
         Some(TraceEventStore::new(db))
     }
 
-    async fn insert(store: &TraceEventStore, events: &[TraceEvent]) -> usize {
-        store.insert(events.to_vec()).await.expect("stored").len()
+    async fn insert(store: &TraceEventStore, events: &[&TraceEvent]) -> usize {
+        store.insert(events.iter().copied().cloned().collect()).await.expect("stored").len()
     }
 
     /// All events, newest first.
@@ -376,7 +376,7 @@ mod tests {
             [Partition::Before(today())].into_iter().chain(days).chain([Partition::Default]).collect();
         assert_eq!(store.partitions().await.expect("partitions"), expected);
         let event = event(NOW, 0);
-        assert_eq!(insert(&store, &[event.clone()]).await, 1);
+        assert_eq!(insert(&store, &[&event]).await, 1);
         assert_eq!(partition_of(&store, &event).await, Partition::Day(today()));
     }
 
@@ -384,14 +384,14 @@ mod tests {
     async fn a_table_with_rows_becomes_the_partition_before_the_first_day() {
         let Some(store) = store().await else { return };
         let (old, new) = (event(NOW.minus(DAY * 5), 0), event(NOW, 1));
-        insert(&store, &[old.clone(), new.clone()]).await;
+        insert(&store, &[&old, &new]).await;
         execute(&store, "GRANT SELECT ON trace_event TO pg_read_all_stats").await;
         store.partition(NOW).await.expect("prepared");
         let before = Partition::Before(today().plus(FIRST_DAY_AHEAD));
         assert_eq!(partition_of(&store, &old).await, before);
         assert_eq!(partition_of(&store, &new).await, before);
         assert_eq!(all(&store).await, [new.event_id, old.event_id]);
-        assert_eq!(insert(&store, &[old, new]).await, 0, "a copy is recognized");
+        assert_eq!(insert(&store, &[&old, &new]).await, 0, "a copy is recognized");
         let granted = "SELECT CASE WHEN has_table_privilege('pg_read_all_stats', 'trace_event', 'SELECT') \
              THEN 'granted' ELSE 'lost' END AS name";
         let row = Name::find_by_statement(store.sql(granted)).one(store.db.read()).await.expect("read");
@@ -400,7 +400,7 @@ mod tests {
         let later = NOW.plus(DAY * u32::try_from(FIRST_DAY_AHEAD).expect("a few"));
         store.partition(later).await.expect("prepared");
         let event = event(later, 2);
-        insert(&store, &[event.clone()]).await;
+        insert(&store, &[&event]).await;
         assert_eq!(partition_of(&store, &event).await, Partition::Day(Day::of(later)));
     }
 
@@ -409,12 +409,12 @@ mod tests {
         let Some(store) = store().await else { return };
         store.partition(NOW).await.expect("prepared");
         let early = event(NOW.plus(DAY * 5), 0);
-        insert(&store, &[early.clone()]).await;
+        insert(&store, &[&early]).await;
         assert_eq!(partition_of(&store, &early).await, Partition::Default);
         store.partition(NOW.plus(DAY * 4)).await.expect("prepared");
         assert_eq!(partition_of(&store, &early).await, Partition::Day(today().plus(5)));
         assert_eq!(all(&store).await, [early.event_id]);
-        assert_eq!(insert(&store, &[early]).await, 0, "a copy is recognized");
+        assert_eq!(insert(&store, &[&early]).await, 0, "a copy is recognized");
     }
 
     #[tokio::test]
@@ -424,7 +424,7 @@ mod tests {
         let events = TraceEvents::new(store.clone(), clock.clone());
         store.partition(NOW).await.expect("prepared");
         let (first, second, late) = (event(NOW, 0), event(NOW.plus(DAY), 1), event(NOW.minus(DAY * 9), 2));
-        insert(&store, &[first, second.clone(), late]).await;
+        insert(&store, &[&first, &second, &late]).await;
         let expired = async || events.expire(WEEK).await.expect("expired");
         // The row before the first day; its partition has ended long ago but for today's retention.
         assert_eq!(expired().await, Expired { partitions: 0, events: 1 });
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(all(&store).await, [second.event_id]);
         // Late for a day that is gone.
         let late = event(NOW, 3);
-        insert(&store, &[late.clone()]).await;
+        insert(&store, &[&late]).await;
         assert_eq!(partition_of(&store, &late).await, Partition::Default);
         assert_eq!(expired().await, Expired { partitions: 0, events: 1 });
     }
@@ -443,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn any_number_of_instances_prepare_at_once_while_events_are_stored() {
         let Some(store) = store().await else { return };
-        insert(&store, &[event(NOW, 0)]).await;
+        insert(&store, &[&event(NOW, 0)]).await;
         let prepare = || async {
             // Whoever does not get a lock in time tries again at the next sweep.
             while let Err(error) = store.partition(NOW).await {
@@ -456,7 +456,7 @@ mod tests {
         let append = async {
             let mut stored = 1;
             for number in 1..40 {
-                stored += insert(&store, &[event(NOW, number)]).await;
+                stored += insert(&store, &[&event(NOW, number)]).await;
             }
             stored
         };
@@ -470,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_another_holds_delays_nobody_for_long() {
         let Some(store) = store().await else { return };
-        insert(&store, &[event(NOW, 0)]).await;
+        insert(&store, &[&event(NOW, 0)]).await;
         let reader = store.clone();
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let (held, is_held) = tokio::sync::oneshot::channel();
@@ -494,7 +494,7 @@ mod tests {
         is_held.await.expect("locked");
         let error = store.partition(NOW).await.expect_err("the table is in use");
         assert!(format!("{error:?}").contains("55P03"), "lock_not_available: {error:?}");
-        assert_eq!(insert(&store, &[event(NOW, 1)]).await, 1, "events go on being stored");
+        assert_eq!(insert(&store, &[&event(NOW, 1)]).await, 1, "events go on being stored");
         release.send(()).expect("the holder waits");
         holder.await.expect("it ends");
         store.partition(NOW).await.expect("prepared");
@@ -504,10 +504,10 @@ mod tests {
     #[tokio::test]
     async fn an_unfinished_preparation_is_begun_anew_before_it_rejects_events() {
         let Some(store) = store().await else { return };
-        insert(&store, &[event(NOW.minus(DAY * 3), 0)]).await;
+        insert(&store, &[&event(NOW.minus(DAY * 3), 0)]).await;
         store.db.alter(&constrain(today()), LOCK_TIMEOUT).await.expect("as if an instance had ended here");
         store.partition(NOW).await.expect("prepared");
-        assert_eq!(insert(&store, &[event(NOW, 1)]).await, 1);
+        assert_eq!(insert(&store, &[&event(NOW, 1)]).await, 1);
         assert_eq!(all(&store).await.len(), 2);
     }
 
@@ -515,12 +515,12 @@ mod tests {
     async fn followers_read_all_partitions_in_the_order_of_storing() {
         let Some(store) = store().await else { return };
         let old = event(NOW, 0);
-        insert(&store, &[old.clone()]).await;
+        insert(&store, &[&old]).await;
         store.partition(NOW).await.expect("prepared");
         store.partition(NOW.plus(DAY * 3)).await.expect("prepared");
         let (new, late) = (event(NOW.plus(DAY * 4), 1), event(NOW.minus(DAY), 2));
-        insert(&store, &[new.clone()]).await;
-        insert(&store, &[late.clone()]).await;
+        insert(&store, &[&new]).await;
+        insert(&store, &[&late]).await;
         let feed = FeedStore::new(store.db.clone());
         // The mark is below the oldest open transaction of the server, which other tests use too.
         let read = async {
