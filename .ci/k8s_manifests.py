@@ -174,7 +174,7 @@ def schemas(texts):
     report = []
     with tempfile.TemporaryDirectory() as folder:
         for file in crd_files():
-            crd = next(each for each in yaml.safe_load_all(file.read_text()) if each)["spec"]
+            crd = next(each for each in yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader) if each)["spec"]
             for version in crd["versions"]:
                 schema = strict(version["schema"]["openAPIV3Schema"])
                 schema["properties"]["metadata"] = {"type": "object"}
