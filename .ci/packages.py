@@ -23,8 +23,10 @@ sys.path.append(str(HERE / "bin/yaml"))
 
 from system import BIN, ROOT, check, free_ports, not_run, prepare_process, run_named  # noqa: E402
 
+TOOLS = {"compose": "compose-spec", "compose-run": "compose-spec", "chart": "kubeconform schemas helm"}
 if __name__ == "__main__":
-    subprocess.run([HERE / "tools.sh", *"yaml kubeconform schemas helm compose-spec".split()], check=True)
+    # Before the imports, because PyYAML is one of the tools. Of the others those of the parts: helm takes minutes to compile, once.
+    subprocess.run([HERE / "tools.sh", "yaml", *" ".join(TOOLS.get(name, "") for name in sys.argv[1:] or TOOLS).split()], check=True)
 
 import yaml  # noqa: E402
 
@@ -372,4 +374,4 @@ PARTS = {"compose": compose, "compose-run": compose_run, "chart": chart}
 
 if __name__ == "__main__":
     prepare_process()
-    sys.exit(run_named("PACKAGES", PARTS, sys.argv[1:], ["compose-spec", "helm"]))
+    sys.exit(run_named("PACKAGES", PARTS, sys.argv[1:], []))

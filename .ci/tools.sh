@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint, helm, compose-spec, yaml and promql (for python). A tool that is present at its pinned version is kept.
+# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, compose-spec; by name also those for the manifests: kubeconform, kube-score,
+# schemas, hadolint, helm, yaml and promql (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/bin
 mkdir -p "$bin"
 wanted=("$@")
-[ ${#wanted[@]} -gt 0 ] || wanted=(grpcurl buf jaeger)
+[ ${#wanted[@]} -gt 0 ] || wanted=(grpcurl buf jaeger compose-spec)
 
 work=$(mktemp -d)
 # Go makes its module cache read-only.
