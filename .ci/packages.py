@@ -21,7 +21,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/yaml"))
 
-from system import BIN, ROOT, check, free_ports, not_run, prepare_process, run_named  # noqa: E402
+from system import BIN, OFFSETS, ROOT, check, free_port_base, free_ports, not_run, prepare_process, run_named  # noqa: E402
 
 TOOLS = {"compose": "compose-spec", "compose-run": "compose-spec", "chart": "kubeconform schemas helm"}
 if __name__ == "__main__":
@@ -153,8 +153,9 @@ def compose_run():
         own = services["postgres"]["environment"]
         server.sql(f"CREATE ROLE {own['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD '{own['POSTGRES_PASSWORD']}'")
         server.sql(f"CREATE DATABASE {own['POSTGRES_DB']} OWNER {own['POSTGRES_USER']}")
-        ports = iter(free_ports(2 * len(running) + 1))
-        grpc, admin, closed = {name: next(ports) for name in running}, {name: next(ports) for name in running}, next(ports)
+        base, closed = free_port_base(1), free_ports(1)[0]
+        grpc = {name: base + OFFSETS[name] + 1 for name in running}
+        admin = {name: port + 1000 for name, port in grpc.items()}
 
         # As root it is the image's user that has to read the files; otherwise all of them belong to the one user there is.
         is_root = os.geteuid() == 0
@@ -168,7 +169,7 @@ def compose_run():
         def here(text, name):
             """A text of a container with the addresses and folders of this machine."""
             changes = {"/secrets": str(folder / "secrets"), "@postgres:5432": f"@127.0.0.1:{server.port}", "collector:4317": f"127.0.0.1:{closed}",
-                       "--host=127.0.0.1": f"--host=127.0.0.1 --port={server.port}", "$$": "$"}
+                       "--host=127.0.0.1": f"--host=127.0.0.1 --port={server.port}"}
             if name in running:
                 changes |= {"[::]:7000": f"127.0.0.1:{grpc[name]}", "[::]:8000": f"127.0.0.1:{admin[name]}"}
             changes |= {f"dns:///{each}:7000": f"dns:///127.0.0.1:{grpc[each]}" for each in running}
@@ -188,9 +189,9 @@ def compose_run():
             run([server.programs / services["postgres"]["healthcheck"]["test"][1], *here(" ".join(services["postgres"]["healthcheck"]["test"][2:]), "").split()])
 
         def demo():
-            files = ["--tls-ca", folder / "secrets/certs/ca.pem", "--operator-file", folder / "secrets/operator.txt"]
-            addresses = [word for name in running for word in (f"--{name}-addresses", f"127.0.0.1:{grpc[name]}")]
-            return run([*as_user, program, "demo", "--only", "success", "--data-dir", folder / "secrets", *files, *addresses]).strip().splitlines()[-1]
+            """As in deploy/README.md, but for the ports: the volume's files are in the folder."""
+            place = ["--port-base", base, "--data-dir", folder / "secrets"]
+            return run([*as_user, program, "demo", "--only", "success", "--tls", *place]).strip().splitlines()[-1]
 
         up()
         for name in running:
