@@ -86,7 +86,7 @@ def version():
     """The workspace, its lock file, the image's tags and label, and the changelog name one version."""
     found = {}
     for name in subprocess.run(["git", "ls-files", "deploy", ".ci/k8s_cluster.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split():
-        for tag in re.findall(r"(?:\bordermesh:|newTag: |image\.version=\")(\d+\.\d+\.\d+)", (ROOT / name).read_text(encoding="utf-8")):
+        for tag in re.findall(r"(?:\bordermesh:|newTag: |[vV]ersion: |tag: |image\.version=\")(\d+\.\d+\.\d+)", (ROOT / name).read_text(encoding="utf-8")):
             found.setdefault(tag, set()).add(name)
     check(set(found) == {VERSION}, f"every image tag is {VERSION}: {found}")
     own = {each["name"]: each["version"] for each in tomllib.loads((ROOT / "Cargo.lock").read_text())["package"] if "source" not in each}

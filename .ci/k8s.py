@@ -33,17 +33,19 @@ from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
 # Installs what is missing or has another version. Before the imports, because PyYAML is one of the tools.
 for_cluster = ("grpcurl",) if KIND else ("grpcurl", "jaeger") if is_available() else ()
-subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
+subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint helm".split(), *for_cluster], check=True)
 
 import k8s_image  # noqa: E402
 import k8s_manifests  # noqa: E402
 import k8s_parts as parts  # noqa: E402
 import k8s_secrets  # noqa: E402
+import packages  # noqa: E402
 
-# In sequence: the first three need no cluster; each of the rest continues on the state that the previous one left.
+# In sequence: the first four need no cluster; each of the rest continues on the state that the previous one left.
 PARTS = {
     "secrets.sh": lambda _: k8s_secrets.script(),
     "manifests": lambda _: k8s_manifests.without_cluster(),
+    "chart": lambda _: [packages.chart()],
     "image": None,
     "dry-run": k8s_manifests.dry_run,
     "apply": parts.apply,
@@ -96,7 +98,7 @@ def main():
             print(f"    {line}", flush=True)
         figures.append(f"{name}: {seconds_since(start)} s")
 
-    on_cluster = [name for name in PARTS if name in wanted and name not in ("secrets.sh", "manifests", "image")]
+    on_cluster = [name for name in PARTS if name in wanted and name not in ("secrets.sh", "manifests", "chart", "image")]
     if "secrets.sh" in wanted:
         part("secrets.sh", k8s_secrets.script)
     if "manifests" in wanted:
@@ -104,6 +106,8 @@ def main():
             part("manifests", k8s_manifests.without_cluster)
         else:
             print(not_run("kubernetes: manifests", "there is neither kubectl nor a cluster that includes it"))
+    if "chart" in wanted:
+        part("chart", lambda: PARTS["chart"](None))
     if not on_cluster and "image" not in wanted:
         return 0
     # The cluster's parts run this image.

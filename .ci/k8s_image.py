@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from k8s_cluster import HOME, PROGRAM_IMAGE, run
@@ -14,6 +15,8 @@ DOCKERFILE = ROOT / "deploy/Dockerfile"
 MAX_BYTES = 25 * 1_000_000
 SBOM = "usr/share/doc/ordermesh/sbom.cdx.json"
 PACKAGES = ("buildah", "mmdebstrap")
+# Any page: the labels `source` and `url`.
+SOURCE = "https://example.com/ordermesh"
 
 
 def skip_reason():
@@ -80,15 +83,21 @@ def build(folder):
     (folder / "context/target/dist").mkdir()
     bom = run([ROOT / ".ci/sbom.py"], env={"ORDERMESH_COMMIT": commit, "SOURCE_DATE_EPOCH": epoch})
     (folder / "context/target/dist/sbom.cdx.json").write_text(bom)
+    created = datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def once(number):
         tag = f"{PROGRAM_IMAGE}-{number}"
         buildah("build", "--no-cache", "--build-arg", "BINARY=prebuilt", "--build-arg", f"COMMIT={commit}",
-                "--build-arg", f"SOURCE_DATE_EPOCH={epoch}", "--timestamp", epoch, "-f", DOCKERFILE, "-t", tag, folder / "context")
+                "--build-arg", f"SOURCE_DATE_EPOCH={epoch}", "--build-arg", f"CREATED={created}", "--build-arg", f"SOURCE={SOURCE}", "--timestamp", epoch, "-f", DOCKERFILE, "-t", tag, folder / "context")
         return tag, buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", tag)
 
     (tag, first), (_, second) = once(1), once(2)
     check(first == second, f"two builds give the same image: {first} and {second}")
+    config = json.loads(buildah("inspect", "--type", "image", tag))["OCIv1"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["config"]["Labels"].items()}
+    expected = {"revision": commit, "created": created, "source": SOURCE, "url": SOURCE}
+    check(labels | expected == labels, f"the image has the labels {expected}: {labels}")
+    check(config["created"] == created, f"its date is that of its label, {created}: {config['created']}")
     buildah("tag", tag, PROGRAM_IMAGE)
     compressed = folder / "compressed.tar"
     buildah("push", "--quiet", PROGRAM_IMAGE, f"oci-archive:{compressed}")

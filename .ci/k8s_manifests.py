@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -28,7 +29,8 @@ PRODUCTION = "deploy/overlays/production"
 OVERLAYS = ("deploy/overlays/local", PRODUCTION)
 # Components that the production overlay lists as comments: each alone, and together where one patches the other.
 MIGRATE, CLOUDNATIVE_PG, TOOLS = "deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/components/cloudnative-pg/tools"
-COMPONENTS = ((MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",), ("deploy/collector/logs",))
+MONITORING = "deploy/components/monitoring"
+COMPONENTS = ((MONITORING,), (MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",), ("deploy/collector/logs",))
 VERIFY = f"{PRODUCTION}/verify"
 JOBS = ("deploy/jobs/load", "deploy/jobs/verify", VERIFY)
 
@@ -44,13 +46,14 @@ EXCEPTIONS = (
     ("networkpolicy-targets-pod", "tools", "its pods are Jobs that an administrator starts by hand (deploy/jobs)"),
 )
 
-# Third-party kinds: their schemas, for the API server's dry run, from their Go modules.
+# Third-party kinds: their schemas, for kubeconform and for the API server's dry run, from their Go modules.
 CRDS = {
     "sigs.k8s.io/gateway-api@v1.4.1": ("h1:NPxFutNkKNa8UfLd2CMlEuhIPMQgDQ6DXNKG9sHbJU8=", "config/crd/standard/*_{grpcroutes,backendtlspolicies}.yaml"),
     "github.com/cert-manager/cert-manager@v1.19.1": ("h1:Txh8L/nLWTDcb7ZnXuXbTe15BxQnLbLirXmbNk0fGgY=", "deploy/crds/cert-manager.io_{issuers,certificates}.yaml"),
     "github.com/cloudnative-pg/cloudnative-pg@v1.27.1": ("h1:w+bbtXyEPoaa7sZGXxbb8qJ+/bUGWQ3M48kbNUEpKlk=", "config/crd/bases/postgresql.cnpg.io_clusters.yaml"),
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0": (
+        "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=", "example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml"),
 }
-CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
 
 
 def variants():
@@ -140,14 +143,47 @@ def dual_stack(texts):
     return [f"{len(texts)} variants: Services, policies and listeners are for both families"]
 
 
+def crd_files():
+    """The files of CRDS, one custom kind each."""
+    for module, (pinned, pattern) in CRDS.items():
+        answer = json.loads(run(["go", "mod", "download", "-json", module], seconds=600, env={"GOFLAGS": ""}))
+        check(answer["Sum"] == pinned, f"{module} has the pinned hash {pinned}: {answer['Sum']}")
+        before, _, rest = pattern.partition("{")
+        names, _, after = rest.partition("}")
+        wanted = [f"{before}{name}{after}" for name in names.split(",")] if names else [pattern]
+        for one in wanted:
+            files = glob.glob(f"{answer['Dir']}/{one}")
+            check(len(files) == 1, f"{module} has {one}: {files}")
+            yield Path(files[0])
+
+
+def strict(schema):
+    """A custom kind's schema that rejects unknown fields, as the API server does with --warnings-as-errors."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(value) for key, value in schema.items()}
+    if isinstance(found.get("properties"), dict) and found.get("type") == "object" and not found.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
 def schemas(texts):
     """kubeconform, strict and offline."""
     report = []
-    for name, text in texts.items():
-        out = run(
-            [BIN / "kubeconform", "-strict", "-summary", "-skip", CUSTOM_KINDS,
-             "-schema-location", f"{BIN}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", "-"], text=text)
-        report.append(f"{name}: {out.strip().splitlines()[-1]}")
+    with tempfile.TemporaryDirectory() as folder:
+        for file in crd_files():
+            crd = next(each for each in yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader) if each)["spec"]
+            for version in crd["versions"]:
+                schema = strict(version["schema"]["openAPIV3Schema"])
+                schema["properties"]["metadata"] = {"type": "object"}
+                name = f"{crd['names']['kind']}-{crd['group'].split('.')[0]}-{version['name']}.json".lower()
+                (Path(folder) / name).write_text(json.dumps(schema))
+        for name, text in texts.items():
+            locations = [word for at in (BIN / "schemas", folder) for word in ("-schema-location", f"{at}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json")]
+            out = run([BIN / "kubeconform", "-strict", "-summary", *locations, "-"], text=text)
+            report.append(f"{name}: {out.strip().splitlines()[-1]}")
     return report
 
 
@@ -187,16 +223,8 @@ def without_cluster():
 
 def install_crds(cluster):
     """Installs the custom kinds, so that the API server accepts them."""
-    for module, (pinned, pattern) in CRDS.items():
-        answer = json.loads(run(["go", "mod", "download", "-json", module], seconds=600, env={"GOFLAGS": ""}))
-        check(answer["Sum"] == pinned, f"{module} has the pinned hash {pinned}: {answer['Sum']}")
-        before, _, rest = pattern.partition("{")
-        names, _, after = rest.partition("}")
-        wanted = [f"{before}{name}{after}" for name in names.split(",")] if names else [pattern]
-        for one in wanted:
-            files = glob.glob(f"{answer['Dir']}/{one}")
-            check(len(files) == 1, f"{module} has {one}: {files}")
-            run(["kubectl", "apply", "--server-side", "-f", files[0]], env=cluster.env)
+    for file in crd_files():
+        run(["kubectl", "apply", "--server-side", "-f", file], env=cluster.env)
     run(["kubectl", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"], env=cluster.env)
 
 

