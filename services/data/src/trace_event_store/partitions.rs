@@ -445,7 +445,7 @@ mod tests {
         let Some(store) = store().await else { return };
         insert(&store, &[&event(NOW, 0)]).await;
         let prepare = || async {
-            // Whoever does not get a lock in time tries again at the next sweep.
+            // An instance that does not get a lock in time tries again at the next sweep.
             while let Err(error) = store.partition(NOW).await {
                 assert!(
                     format!("{error:?}").contains("55P03") || format!("{error:?}").contains("already exists"),
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_that_another_holds_delays_nobody_for_long() {
+    async fn a_lock_that_another_transaction_holds_is_not_awaited_for_long() {
         let Some(store) = store().await else { return };
         insert(&store, &[&event(NOW, 0)]).await;
         let reader = store.clone();
