@@ -40,6 +40,7 @@ RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 
 # Metrics that a healthy system does not send: name in Prometheus → its name in the code, the file that sends it, why it is absent.
 ONLY_IN_TROUBLE = {
+    "ordermesh_database_synchronous_replication": ("ordermesh.database.synchronous_replication", "services/chassis/src/health.rs", "PostgreSQL alone has standbys"),
     "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
     "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/hashing_permits.rs", "sent only when more than 64 log-ins are queued"),
 }

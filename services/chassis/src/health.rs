@@ -41,6 +41,10 @@ async fn watch_database(db: &Database, shutdown_requested: &CancellationToken, h
             "1 while the service's own database takes writes, 0 while it does not: the other gauges are then not updated",
         )
         .build();
+    let is_synchronous = global::meter("ordermesh")
+        .u64_gauge("ordermesh.database.synchronous_replication")
+        .with_description("PostgreSQL: 1 while commits wait for a synchronous standby, 0 while they do not")
+        .build();
     let mut probe = db.probe();
     let mut stuck = Stuck::default();
     loop {
@@ -48,6 +52,9 @@ async fn watch_database(db: &Database, shutdown_requested: &CancellationToken, h
         let is_alive = stuck.is_alive(probed.is_ok(), probe.progress());
         db.record_connections();
         is_ready.record(u64::from(probed.is_ok()), &[]);
+        if let Some(value) = probe.is_synchronous() {
+            is_synchronous.record(u64::from(value), &[]);
+        }
         if set(&health.ready, probed.is_ok()) {
             log_readiness(probed.err());
         }

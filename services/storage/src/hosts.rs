@@ -20,9 +20,6 @@ use tokio::time::timeout;
 use crate::error::{Error, is_starting};
 use crate::hosts::url::Target;
 
-/// The check of libpq's `target_session_attrs=read-write`: on for a standby, and for a primary that is set read-only.
-pub(crate) const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
-
 /// Columns: read-only, a standby, the name of the primary's WAL file, which begins with its timeline, and the start of the
 /// server: two addresses may lead to one server.
 const ROLE: &str = "SELECT current_setting('transaction_read_only')::boolean, pg_is_in_recovery(), \

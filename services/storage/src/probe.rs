@@ -12,7 +12,6 @@ use tokio::time::{Instant, timeout};
 use crate::connect::Database;
 use crate::connection::Readers;
 use crate::error::Error;
-use crate::hosts::IS_READ_ONLY;
 use crate::postgres::{MAX_LIFETIME, Pool};
 
 /// Timeout of a check on the open connection, and of opening a new one with its first check.
@@ -23,6 +22,9 @@ const WRITE_EVERY: u64 = 5;
 /// One check in this many asks all hosts of the URL: an old primary may keep serving after another host was promoted.
 const DISCOVER_EVERY: u64 = 5;
 
+/// Columns: read-only, and whether commits wait for a standby.
+const STATE: &str = "SELECT current_setting('transaction_read_only')::boolean, \
+     current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')";
 /// A WAL record that nothing reads. The statement returns when its commit is durable, on a synchronous standby too.
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 
@@ -37,6 +39,7 @@ pub struct Probe {
     acquired: u64,
     committed: u64,
     checks: u64,
+    is_synchronous: Option<bool>,
 }
 
 /// Which of the pool's connections are invalidated, after the probe's own connection failed.
@@ -51,7 +54,7 @@ enum Invalidation {
 
 /// The result of a check on a connection.
 enum CheckResult {
-    Writable,
+    Writable { is_synchronous: bool },
     ReadOnly,
     Failed(sqlx::Error),
     TimedOut,
@@ -59,7 +62,15 @@ enum CheckResult {
 
 impl Probe {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, connection: None, pending_invalidation: None, acquired: 0, committed: 0, checks: 0 }
+        Self {
+            db,
+            connection: None,
+            pending_invalidation: None,
+            acquired: 0,
+            committed: 0,
+            checks: 0,
+            is_synchronous: None,
+        }
     }
 
     /// Checks whether the database accepts writes, in at most 4 s.
@@ -84,6 +95,12 @@ impl Probe {
             (Readers::Sqlite(_), Some(writer)) => writer.progress(),
             (Readers::Sqlite(_), None) => (0, 0),
         }
+    }
+
+    /// Whether commits waited for a synchronous standby at the last successful check. Failover managers that prefer
+    /// availability set `synchronous_standby_names` to nothing while no standby is left. `None` on SQLite.
+    pub fn is_synchronous(&self) -> Option<bool> {
+        self.is_synchronous
     }
 
     async fn check_sqlite(&mut self) -> Result<(), Error> {
@@ -135,7 +152,8 @@ impl Probe {
         if let Some((mut connection, made)) = kept {
             let asked = timeout(RESPONSE_TIMEOUT, ask(&mut connection, has_committed));
             let pending_invalidation = match asked.await.unwrap_or(CheckResult::TimedOut) {
-                CheckResult::Writable => {
+                CheckResult::Writable { is_synchronous } => {
+                    self.is_synchronous = Some(is_synchronous);
                     self.connection = Some((connection, made));
                     return Ok(());
                 }
@@ -151,7 +169,8 @@ impl Probe {
         })
         .await;
         match fresh {
-            Ok(Ok((connection, CheckResult::Writable))) => {
+            Ok(Ok((connection, CheckResult::Writable { is_synchronous }))) => {
+                self.is_synchronous = Some(is_synchronous);
                 self.connection = Some((connection, Instant::now()));
                 match self.pending_invalidation.take() {
                     Some(Invalidation::All) => pool.invalidate_all(),
@@ -179,19 +198,20 @@ fn timed_out() -> Error {
 
 /// `has_committed`: another commit has shown that the database accepts writes.
 async fn ask(connection: &mut PgConnection, has_committed: bool) -> CheckResult {
-    let is_read_only = match connection.fetch_one(IS_READ_ONLY).await.and_then(|row| row.try_get::<bool, _>(0)) {
-        Ok(is_read_only) => is_read_only,
+    let state = connection.fetch_one(STATE).await.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    let (is_read_only, is_synchronous): (bool, bool) = match state {
+        Ok(state) => state,
         Err(error) => return CheckResult::Failed(error),
     };
     if is_read_only {
         return CheckResult::ReadOnly;
     }
     if has_committed {
-        return CheckResult::Writable;
+        return CheckResult::Writable { is_synchronous };
     }
     match connection.execute(WRITE).await {
-        Ok(_) => CheckResult::Writable,
-        Err(error) if is_not_allowed(&error) => CheckResult::Writable,
+        Ok(_) => CheckResult::Writable { is_synchronous },
+        Err(error) if is_not_allowed(&error) => CheckResult::Writable { is_synchronous },
         Err(error) => CheckResult::Failed(error),
     }
 }

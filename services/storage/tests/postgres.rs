@@ -194,6 +194,30 @@ async fn a_missing_database_or_user_is_a_configuration_error_without_retries() {
     }
 }
 
+#[tokio::test]
+async fn the_probe_knows_whether_commits_wait_for_a_standby() {
+    let Some(server) = Server::start(&[]) else { return };
+    let admin = open(&server.url(), "synchronous").await.expect("a database");
+    let execute = async |sql: &str| admin.read().execute_unprepared(sql).await.map(drop).expect(sql);
+    // Its role may not write a WAL record: the commit would wait, because there is no standby.
+    execute("REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC").await;
+    execute("CREATE ROLE probe LOGIN").await;
+    let url = server.url().replace("postgres@", "probe@");
+    let db = Database::connect(&url, &Options::default()).await.expect("a database");
+    let mut probe = db.probe();
+    assert_eq!(probe.is_synchronous(), None);
+    for (names, expected) in [("", false), ("ANY 1 (*)", true), ("", false)] {
+        execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await;
+        execute("SELECT pg_reload_conf()").await;
+        let seen = async {
+            while probe.is_synchronous() != Some(expected) {
+                probe.check().await.expect("writable");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), seen).await.expect("seen");
+    }
+}
+
 /// A server with TLS, and the file of its certificate.
 fn with_tls() -> Option<(Server, String)> {
     let mut server = Server::start(&[])?;
