@@ -236,7 +236,8 @@ impl TraceEventStore {
 fn constrain(first: Day) -> String {
     let (name, id) = (Partition::Before(first).name(), first.first_id());
     format!(
-        "DO $$ BEGIN IF (SELECT relkind = 'r' AND NOT EXISTS (SELECT FROM pg_constraint \
+        "DO $$ BEGIN LOCK TABLE trace_event IN ACCESS EXCLUSIVE MODE; \
+         IF (SELECT relkind = 'r' AND NOT EXISTS (SELECT FROM pg_constraint \
          WHERE conrelid = pg_class.oid AND conname LIKE 'trace_event_before_%') FROM pg_class \
          WHERE oid = 'trace_event'::regclass) THEN \
          ALTER TABLE trace_event ADD CONSTRAINT {name} CHECK (event_id < '{id}') NOT VALID; \
@@ -252,7 +253,8 @@ fn unconstrain(first: Day) -> String {
 fn validate(first: Day) -> String {
     let name = Partition::Before(first).name();
     format!(
-        "DO $$ BEGIN IF EXISTS (SELECT FROM pg_constraint \
+        "DO $$ BEGIN LOCK TABLE trace_event IN SHARE UPDATE EXCLUSIVE MODE; \
+         IF EXISTS (SELECT FROM pg_constraint \
          WHERE conrelid = 'trace_event'::regclass AND conname = '{name}' AND NOT convalidated) THEN \
          ALTER TABLE trace_event VALIDATE CONSTRAINT {name}; \
          END IF; END $$"
