@@ -30,17 +30,20 @@ if [ $# = 0 ]; then
   # This machine's paths stay out of the program. With glibc instead of musl no second standard library or C compiler is needed; since 2.34 its
   # resolver reads /etc/hosts and asks DNS without shared libraries, so the linker's warnings about getaddrinfo are of no concern.
   # --target: without it the flags would apply to build scripts and proc macros too.
-  cargo=${CARGO_HOME:-$HOME/.cargo} sysroot=$(rustc --print sysroot)
-  RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$sysroot=/rust --remap-path-prefix=$cargo=/cargo --remap-path-prefix=$PWD=/ordermesh" \
+  paths=("$(rustc --print sysroot)=/rust" "${CARGO_HOME:-$HOME/.cargo}=/cargo" "$PWD=/ordermesh" "$(realpath -m "$folder")=/ordermesh/target")
+  # CFLAGS: of SQLite, mimalloc and ring.
+  RUSTFLAGS="-C target-feature=+crt-static ${paths[*]/#/--remap-path-prefix=}" CFLAGS="${paths[*]/#/-ffile-prefix-map=}" \
     cargo build --release --locked --package ordermesh --target "$target"
   if readelf --program-headers "$program" | grep -q INTERP; then
     echo "$program is not linked statically" >&2
     exit 1
   fi
-  if grep -qaF -e "$cargo/" -e "$sysroot/" -e "$PWD/" "$program"; then
-    echo "$program contains paths of this machine" >&2
-    exit 1
-  fi
+  for path in "${paths[@]%=*}"; do
+    if grep -qaF "$path/" "$program"; then
+      echo "$program contains the path $path" >&2
+      exit 1
+    fi
+  done
 fi
 
 rm -rf "$dist"
