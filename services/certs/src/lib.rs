@@ -69,7 +69,7 @@ impl Names {
     pub fn of_service(trust_domain: &str, service: &str) -> Self {
         Self {
             common_name: service.to_owned(),
-            dns: vec![service.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned()],
+            dns: vec![service.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()],
             uris: vec![format!("spiffe://{trust_domain}/service/{service}")],
         }
     }

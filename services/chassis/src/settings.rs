@@ -233,10 +233,14 @@ impl DatabaseSettings {
             schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
         };
         let url = url.map_or_else(|| storage::sqlite_url(&default_file), |url| url.as_str().to_owned());
-        storage::retry_until_reachable(|| async {
+        let open = || async {
             let db = Database::connect(&url, &options).await?;
             db.migrate(migrations).await?;
             Ok(db)
+        };
+        storage::retry_until_reachable(open, |why| {
+            let why = telemetry::Masked(why).to_string();
+            tracing::warn!(target: "ordermesh", "the database does not answer yet, retrying: {why}");
         })
         .await
     }

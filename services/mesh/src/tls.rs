@@ -251,6 +251,18 @@ pub(crate) fn failure(error: &io::Error) -> &'static str {
     }
 }
 
+/// What to check, when a certificate's dates are the cause.
+pub(crate) fn advice(error: &rustls::Error) -> &'static str {
+    use rustls::{AlertDescription, CertificateError as Bad};
+    let is_about_time = matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
+        ) | rustls::Error::AlertReceived(AlertDescription::CertificateExpired)
+    );
+    if is_about_time { "; renew the certificate, or compare the clocks of both machines" } else { "" }
+}
+
 /// Verifies that all parts match, and that peers would accept them.
 fn make(
     read: Read,

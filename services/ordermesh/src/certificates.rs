@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Issue only for this service, instead of all: user, order, payment, data, gateway
     #[arg(long = "service", value_name = "SERVICE", value_parser = Service::ALL.map(Service::name))]
     services: Vec<String>,
-    /// Additional DNS name or address, besides the service's name, localhost and 127.0.0.1; may be given several times
+    /// Additional DNS name or address, besides the service's name, localhost, 127.0.0.1 and ::1; may be given several times
     #[arg(long = "dns", value_name = "NAME")]
     dns: Vec<String>,
     /// Lifetime of the services' certificates; the CA's is ten years

@@ -168,7 +168,7 @@ impl TestSystem {
                 let temporary = tempfile::Builder::new().prefix("ordermesh-chaos-").tempdir();
                 let folder = temporary.map_err(|source| Error::File {
                     path: std::env::temp_dir(),
-                    action: "used for temporary files",
+                    action: "used for temporary files; set TMPDIR to another folder",
                     source,
                 })?;
                 let data_dir = folder.path().join("data");

@@ -1,12 +1,13 @@
 //! The folder of a local system: databases, keys, and the secrets generated on the first start.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
 use storage::ownership::{check_secret, check_unwritable};
 
 use crate::certificates::{CertificateRequest, Certificates};
@@ -49,13 +50,12 @@ impl DataDir {
     /// # Errors
     /// A folder or file that cannot be created.
     pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "created"))?;
-        let path = path.canonicalize().map_err(file(path, "found"))?;
+        let path = make_folder(path).map_err(unusable(path))?;
         check_unwritable(&path)?;
         for name in ["mesh.secret", "gateway.key", "operator.txt"] {
             check_secret(&path.join(name))?;
         }
-        let lock = fs::File::create(path.join(".lock")).map_err(file(&path, "locked"))?;
+        let lock = fs::File::create(path.join(".lock")).map_err(unusable(&path))?;
         if !is_locked(&lock) {
             return Err(Error::Usage(format!(
                 "a system is already running on {}; stop it, or choose another --data-dir (and --port-base)",
@@ -121,8 +121,19 @@ impl DataDir {
             new.persist_noclobber(&path)?;
             Ok(())
         })();
-        written.map_err(file(&path, "written"))
+        written.map_err(unusable(&self.path))
     }
+}
+
+/// Creates the folder unless it exists, and checks that this user can write to it: a service would find out later, and be
+/// restarted again and again.
+fn make_folder(path: &Path) -> io::Result<PathBuf> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        let is_taken = error.kind() == io::ErrorKind::AlreadyExists;
+        if is_taken { io::Error::other("it is a file, not a folder") } else { error }
+    })?;
+    access(path, Access::WRITE_OK | Access::EXEC_OK)?;
+    path.canonicalize()
 }
 
 /// Locks a file for this process. A child that has just been forked holds its parent's locks until it calls exec: hence
@@ -156,6 +167,11 @@ pub(crate) fn read_operator(path: &Path) -> Result<Login, Error> {
         Some((email, password)) => Ok(Login { email: email.to_owned(), password: password.to_owned() }),
         None => Err(Error::OperatorFile { path: path.to_owned() }),
     }
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::DataFolder { path, source }
 }
 
 fn file(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
@@ -224,6 +240,19 @@ mod tests {
             set(&secret, 0o600);
         }
         drop(DataDir::prepare(&path).expect("as before"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_used_is_reported_with_a_remedy() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let taken = temporary.path().join("file");
+        fs::write(&taken, "").expect("written");
+        for (path, why) in [(taken.as_path(), "it is a file"), (Path::new("/proc/data"), "because ")] {
+            let error = DataDir::prepare(path).expect_err("unusable");
+            assert_eq!(error.exit_code(), 2);
+            let report = error.report();
+            assert!(report.contains("choose another with --data-dir") && report.contains(why), "{report}");
+        }
     }
 
     #[test]

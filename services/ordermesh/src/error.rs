@@ -1,5 +1,6 @@
 //! The program's errors, worded for the user at the terminal.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -11,8 +12,12 @@ use crate::text::printable;
 /// Why the program exits with an error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{address} is taken: {who} cannot listen on it; {hint}")]
-    PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
+    #[error("{}: {who} cannot listen on it; {hint}", why_not(.address, .source))]
+    Listen { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
+    #[error("the data folder {path} cannot be created or written to; choose another with --data-dir")]
+    DataFolder { path: PathBuf, source: std::io::Error },
+    #[error("the database cannot be used; start it, or correct --database-url (ORDERMESH_DATABASE_URL)")]
+    Database(#[source] storage::Error),
     #[error("{path} cannot be {action}")]
     File { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error(transparent)]
@@ -28,14 +33,14 @@ pub(crate) enum Error {
     #[error("the service failed")]
     Service(#[from] chassis::Error),
     #[error(
-        "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or select one with --port-base and --data-dir"
+        "no {service} service answers at {address}; start a system with `ordermesh`, or select one with --port-base and --data-dir"
     )]
-    NoSystem { service: &'static str, port: u16 },
+    NoSystem { service: &'static str, address: SocketAddr },
     #[error("{path} does not contain an operator's e-mail and password; set the system's --data-dir")]
     OperatorFile { path: PathBuf },
     #[error("the addresses of {name} cannot be looked up")]
     Lookup { name: String, source: std::io::Error },
-    #[error("no free ports for another system were found on 127.0.0.1")]
+    #[error("no free ports for another system were found on this machine")]
     NoFreePorts,
     #[error("the system was not ready within {0} s")]
     NotReady(u64),
@@ -84,6 +89,7 @@ impl Error {
                 | Self::Usage(_)
                 | Self::Arguments(_)
                 | Self::Exposed(_)
+                | Self::DataFolder { .. }
                 | Self::Store { .. }
                 | Self::Misconfigured(_)
         ) || self.is_configuration()
@@ -99,7 +105,8 @@ impl Error {
         if matches!(self, Self::Telemetry(error) if error.is_setting()) {
             return true;
         }
-        matches!(self, Self::Service(error) if error.is_configuration())
+        matches!(self, Self::Database(error) if error.is_configuration())
+            || matches!(self, Self::Service(error) if error.is_configuration())
     }
 
     /// The error and its causes, one per line.
@@ -107,8 +114,18 @@ impl Error {
         if let Self::Arguments(text) = self {
             return text.clone();
         }
-        let causes = kernel::error::causes(self).skip(1);
+        let causes = kernel::error::texts(self).into_iter().skip(1);
         causes.fold(format!("error: {self}"), |text, cause| format!("{text}\n  because {cause}"))
+    }
+}
+
+/// Why a process cannot listen on an address.
+fn why_not(address: &SocketAddr, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => format!("{address} is taken"),
+        ErrorKind::AddrNotAvailable => format!("{address} is not an address of this machine"),
+        ErrorKind::PermissionDenied => format!("{address} is not permitted to this user (ports below 1024 are root's)"),
+        _ => format!("{address} cannot be used"),
     }
 }
 
@@ -122,4 +139,23 @@ pub(crate) fn describe(status: &Status) -> String {
 /// The ErrorInfo's reason; empty if there is none.
 pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_is_reported_with_the_reason() {
+        for (kind, why) in [
+            (ErrorKind::AddrInUse, "127.0.0.1:80 is taken: data-1 cannot listen on it"),
+            (ErrorKind::AddrNotAvailable, "127.0.0.1:80 is not an address of this machine: data-1"),
+            (ErrorKind::PermissionDenied, "127.0.0.1:80 is not permitted to this user (ports below 1024"),
+            (ErrorKind::OutOfMemory, "127.0.0.1:80 cannot be used: data-1"),
+        ] {
+            let address = ([127, 0, 0, 1], 80).into();
+            let error = Error::Listen { who: "data-1".into(), address, hint: "choose another", source: kind.into() };
+            assert!(error.to_string().starts_with(why) && error.to_string().ends_with("; choose another"), "{error}");
+        }
+    }
 }

@@ -69,6 +69,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::CommandLine;
 use crate::error::Error;
@@ -89,6 +90,9 @@ struct Cli {
     #[arg(long, global = true, env = "ORDERMESH_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
+
+/// More than the connections that a service accepts; macOS permits no more.
+const OPEN_FILES: u64 = 10_240;
 
 /// Settings that a system's services must have in common, or that make them exit immediately.
 const SYSTEMS: [&str; 6] =
@@ -166,11 +170,23 @@ fn use_small_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
+/// Raises the limit of open files to what this user may have, as Go's runtime does: macOS begins with 256, and a connection is
+/// one. Children inherit this.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // A limit that cannot be raised stays as it is.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
+    }
+}
+
 /// Runs the program; returns its exit code.
 pub fn program() -> ExitCode {
     // Files are private to this user: databases contain password hashes and payment tokens. Children inherit the mask.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     use_small_pages();
+    allow_open_files();
     if let Err(error) = argv::hide_passwords(std::env::args_os()) {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());

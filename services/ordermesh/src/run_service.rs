@@ -102,7 +102,7 @@ impl ServiceProcess {
 
     async fn bind(&self, address: SocketAddr, hint: &'static str) -> Result<TcpListener, Error> {
         let who = self.instance.clone();
-        mesh::listen(address).await.map_err(|source| Error::PortTaken { who, address, hint, source })
+        mesh::listen(address).await.map_err(|source| Error::Listen { who, address, hint, source })
     }
 }
 

@@ -1,7 +1,9 @@
 //! The five services of a system, and their addresses.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::LazyLock;
 
 /// The difference between a service's port and its admin port.
 const ADMIN_OFFSET: u16 = 1_000;
@@ -9,6 +11,15 @@ const ADMIN_OFFSET: u16 = 1_000;
 pub(crate) const MAX_INSTANCES: u16 = 32;
 /// Maximum port base, so that the last admin port is valid.
 pub(crate) const MAX_PORT_BASE: u16 = 63_000;
+
+/// Where the systems of this machine listen.
+static LOOPBACK: LazyLock<IpAddr> = LazyLock::new(|| loopback(|ip| TcpListener::bind((ip, 0)).map(drop)));
+
+/// 127.0.0.1, or ::1 on a machine without IPv4.
+fn loopback(bind: impl Fn(IpAddr) -> io::Result<()>) -> IpAddr {
+    let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+    if bind(v4).is_err() && bind(v6).is_ok() { v6 } else { v4 }
+}
 
 /// A service that the program runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -62,12 +73,12 @@ impl Service {
 
     /// The address of an instance.
     pub(crate) fn address(self, port_base: u16, instance: u16) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port(port_base, instance)).into()
+        (*LOOPBACK, self.port(port_base, instance)).into()
     }
 
     /// The address of an instance's plain HTTP health endpoints.
     pub(crate) fn admin_address(self, port_base: u16, instance: u16) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port(port_base, instance).saturating_add(ADMIN_OFFSET)).into()
+        (*LOOPBACK, self.port(port_base, instance).saturating_add(ADMIN_OFFSET)).into()
     }
 
     /// The addresses of all instances.
@@ -95,6 +106,16 @@ mod tests {
         assert_eq!(ports(Service::Data), ["127.0.0.1:7401", "127.0.0.1:7402"]);
         assert_eq!(ports(Service::Gateway), ["127.0.0.1:7501"]);
         assert_eq!(Service::Order.admin_address(7000, 2).port(), 8202);
+    }
+
+    #[test]
+    fn a_machine_without_ipv4_uses_the_loopback_address_of_ipv6() {
+        let unavailable = || Err(io::ErrorKind::AddrNotAvailable.into());
+        let of =
+            |v4, v6| loopback(|ip| if (ip.is_ipv4() && v4) || (ip.is_ipv6() && v6) { Ok(()) } else { unavailable() });
+        let (v4, v6): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        assert_eq!(of(false, true), v6);
+        assert_eq!([of(true, true), of(true, false), of(false, false)], [v4, v4, v4]);
     }
 
     #[test]

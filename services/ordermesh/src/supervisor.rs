@@ -283,7 +283,7 @@ fn check_ports(config: &SystemConfig) -> Result<(), Error> {
     for (service, instance) in each(config) {
         for address in [service.address(config.port_base, instance), service.admin_address(config.port_base, instance)]
         {
-            TcpListener::bind(address).map_err(|source| Error::PortTaken {
+            TcpListener::bind(address).map_err(|source| Error::Listen {
                 who: format!("{service}-{instance}"),
                 address,
                 hint: "choose other ports with --port-base (and another --data-dir), for example --port-base 17000",

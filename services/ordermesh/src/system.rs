@@ -180,7 +180,7 @@ impl Location {
         }
         let addresses = self.listening(service).await;
         if addresses.is_empty() {
-            return Err(Error::NoSystem { service: service.name(), port: service.port(self.port_base, 1) });
+            return Err(Error::NoSystem { service: service.name(), address: service.address(self.port_base, 1) });
         }
         Ok(addresses.into())
     }

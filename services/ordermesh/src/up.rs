@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use kernel::{IdSource, SystemIds};
+use storage::Database;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::banner::Banner;
@@ -53,6 +54,10 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
     if let Some(url) = &options.database_url {
         // Every child would reject it, and be restarted again and again.
         storage::check_url(url.as_str()).map_err(|error| Error::Usage(error.to_string()))?;
+        tokio::select! {
+            reached = reach(url.as_str()) => reached?,
+            () = signals.next() => return Ok(()),
+        }
     }
     let config = SystemConfig {
         port_base: options.port_base,
@@ -80,6 +85,24 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
     };
     end(supervisor, signals).await;
     result
+}
+
+/// Waits for the database: a user reads one reason, and not that of each child.
+///
+/// # Errors
+/// It cannot be used, or was not reachable within a minute.
+async fn reach(url: &str) -> Result<(), Error> {
+    let options = storage::Options::default();
+    let mut last = String::new();
+    let waits = |why: &storage::Error| {
+        let why = telemetry::Masked(why).to_string();
+        if why != last {
+            say(format_args!("ordermesh: waiting up to a minute for the database: {why}"));
+            last = why;
+        }
+    };
+    let opened = storage::retry_until_reachable(|| Database::connect(url, &options), waits).await;
+    opened.map(drop).map_err(Error::Database)
 }
 
 /// Stops a system in order, or immediately on another signal.

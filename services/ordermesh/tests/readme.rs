@@ -240,6 +240,26 @@ fn every_test_cited_by_the_documents_exists() {
     assert!(missing.is_empty(), "the documents name tests that do not exist: {missing:?}");
 }
 
+/// The table's texts stand for messages: `…` for what differs.
+#[test]
+fn every_message_of_a_failed_first_step_is_the_programs() {
+    let text = read(FAILURES);
+    let section = text.split("## When a first step fails").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let rows = section.expect("the section").lines().filter(|line| line.contains(" | ordermesh | "));
+    let messages: Vec<&str> =
+        rows.filter_map(|row| row.split(" | ").next()).flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(messages.len() >= 12, "{messages:?}");
+    let mut code = String::new();
+    sources(&root().join("services"), &mut code);
+    // Long messages continue on the next line of the code.
+    let code = code.replace('\\', " ").split_whitespace().collect::<Vec<_>>().join(" ");
+    for message in messages {
+        let missing: Vec<_> =
+            message.split(['…', ':', ';']).map(str::trim).filter(|part| !code.contains(part)).collect();
+        assert!(missing.is_empty(), "{message:?} is not printed: {missing:?}");
+    }
+}
+
 #[test]
 fn the_readme_can_be_read_in_one_sitting() {
     let lines = read("README.md").lines().count();

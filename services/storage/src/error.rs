@@ -109,7 +109,7 @@ impl Error {
 
     /// Whether the configuration is wrong, which no retry can cure: the URL, a file that it names (of root
     /// certificates, for example), or the server's answer to it: a wrong password (28P01), a user without access
-    /// (28000), no such database (3D000).
+    /// (28000), no such database (3D000). Or the file is not SQLite's.
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Url
@@ -120,7 +120,8 @@ impl Error {
             | Self::Exposed(_) => true,
             Self::Connect(error) => {
                 matches!(sqlx(error), Some(sea_orm::sqlx::Error::Configuration(_)))
-                    || code(error).is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000"))
+                    || code(error)
+                        .is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000" | NOT_A_DATABASE))
             }
             Self::Folder { .. }
             | Self::Permissions { .. }
@@ -243,6 +244,7 @@ fn is_end_of_connection(code: &str) -> bool {
 }
 
 const SQLITE_INTERRUPT: u32 = 9;
+const NOT_A_DATABASE: &str = "26";
 
 /// The statement is correct, but the server cannot run it at present. PostgreSQL: class 53 insufficient resources (disk
 /// full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), 58000

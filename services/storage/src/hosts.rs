@@ -230,14 +230,14 @@ impl Hosts {
         self.options.get(index).map(name).unwrap_or_default()
     }
 
-    /// With several hosts, an I/O error names the host.
+    /// An I/O error names the host.
     fn named(&self, index: usize, error: sqlx::Error) -> sqlx::Error {
-        if let sqlx::Error::Io(error) = &error
-            && self.has_several()
-        {
-            return sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))));
+        match error {
+            sqlx::Error::Io(error) => {
+                sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))))
+            }
+            other => other,
         }
-        error
     }
 }
 

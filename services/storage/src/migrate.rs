@@ -134,7 +134,7 @@ async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -
         Applied::find_by_statement(select).all(conn).await?.into_iter().map(|row| row.version).collect();
     let newest = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
     if let Some(version) = applied.iter().find(|version| **version > newest) {
-        tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program: it is left as it is");
+        tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program, and is left as it is; releases older than its predecessor need another database");
         return Ok(vec![]);
     }
     let all = [&store_id::MIGRATION, &outbox::MIGRATION].into_iter().chain(migrations);

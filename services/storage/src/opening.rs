@@ -11,12 +11,12 @@ use crate::error::Error;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Opens a database that may not have started yet. Errors that a retry cannot cure (a wrong password, a file that is
-/// not a database) are returned immediately.
+/// Opens a database that may not have started yet; calls `waits` with the reason before each retry. Errors that a retry cannot
+/// cure (a wrong password, a file that is not a database) are returned immediately.
 ///
 /// # Errors
 /// The last error of `open`.
-pub async fn retry_until_reachable<F>(open: impl Fn() -> F) -> Result<Database, Error>
+pub async fn retry_until_reachable<F>(open: impl Fn() -> F, mut waits: impl FnMut(&Error)) -> Result<Database, Error>
 where
     F: Future<Output = Result<Database, Error>>,
 {
@@ -24,8 +24,7 @@ where
     loop {
         match open().await {
             Err(error) if error.may_come_up() && Instant::now() < end => {
-                let cause = telemetry::Masked(&error).to_string();
-                tracing::warn!(target: "ordermesh", "the database does not answer yet, retrying: {cause}");
+                waits(&error);
                 sleep(AGAIN).await;
             }
             opened => return opened,
@@ -51,19 +50,25 @@ mod tests {
     async fn start_up_waits_for_a_database_that_does_not_listen_yet() {
         let away = || async { Err(Error::Connect(DbErr::Conn(RuntimeErr::Internal("nothing listens".to_owned())))) };
         let began = Instant::now();
-        assert!(retry_until_reachable(away).await.is_err());
+        let mut reasons = Vec::new();
+        assert!(retry_until_reachable(away, |why| reasons.push(why.to_string())).await.is_err());
+        assert!(
+            reasons.len() > 20 && reasons[0].contains("could not be opened"),
+            "each retry has a reason: {reasons:?}"
+        );
         assert!((60..63).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
     async fn permanent_errors_are_returned_immediately() {
         let began = Instant::now();
-        assert!(retry_until_reachable(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
+        assert!(retry_until_reachable(|| Database::connect("mysql://x", &OPTIONS), |_| {}).await.is_err());
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("no.db");
         std::fs::write(&file, "this is no database, and will not become one by waiting").expect("written");
         let url = format!("sqlite://{}", file.display());
-        assert!(retry_until_reachable(|| Database::connect(&url, &OPTIONS)).await.is_err());
+        let opened = retry_until_reachable(|| Database::connect(&url, &OPTIONS), |_| {}).await;
+        assert!(opened.is_err_and(|error| error.is_configuration()), "another start fails in the same way");
         assert!(began.elapsed() < AGAIN, "{:?}", began.elapsed());
     }
 }

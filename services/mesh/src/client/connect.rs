@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 
 use crate::io::{Filtered, ReadFilter};
-use crate::tls::ClientTls;
+use crate::tls::{self, ClientTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The address of a deleted instance does not answer at all: only pings detect that.
@@ -75,8 +75,15 @@ impl Tcp {
 fn tls_error(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS, and this client does".to_owned(),
-        _ => format!("TLS: {error}"),
+        Some(error) => format!("TLS: {error}{}", tls::advice(error)),
+        None => format!("TLS: {error}"),
     }
+}
+
+/// The error of a connection; a TLS server's rejection of our certificate is one of these.
+fn read_error(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    format!("{error}{}", tls.map_or("", tls::advice))
 }
 
 impl Connect for Tcp {
@@ -138,7 +145,7 @@ impl ReadFilter for FirstByte {
         let read = Pin::new(inner).poll_read(cx, buffer);
         let first = match &read {
             Poll::Ready(Ok(())) => buffer.filled().get(before).map(|first| Ok(*first)),
-            Poll::Ready(Err(error)) => Some(Err(error.to_string())),
+            Poll::Ready(Err(error)) => Some(Err(read_error(error))),
             Poll::Pending => None,
         };
         if let Some((sender, first)) = self.0.take_if(|_| first.is_some()).zip(first) {

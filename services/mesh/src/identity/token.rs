@@ -341,7 +341,14 @@ fn rejection(kind: &ErrorKind) -> Status {
         return mesh_status(
             Code::Unauthenticated,
             "TOKEN_EXPIRED",
-            "the access token has expired: refresh the session",
+            "the access token has expired: refresh the session; if it is new, compare this machine's clock with that of the User Service",
+        );
+    }
+    if matches!(kind, ErrorKind::ImmatureSignature) {
+        return mesh_status(
+            Code::Unauthenticated,
+            "TOKEN_INVALID",
+            "the access token is not valid yet: compare this machine's clock with that of the User Service",
         );
     }
     if matches!(kind, ErrorKind::InvalidToken | ErrorKind::Base64(_) | ErrorKind::Utf8(_)) {

@@ -8,6 +8,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::tls::advice;
+
 /// The PEM files of an identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Files {
@@ -50,7 +52,7 @@ pub enum Error {
         service: String,
     },
     /// The certificate, its key and the roots do not match, or the certificate has expired.
-    #[error("the certificate {path} is not good")]
+    #[error("the certificate {path} is not good{}", advice(.source))]
     Certificate {
         /// The certificate's file.
         path: PathBuf,

@@ -100,6 +100,11 @@ async fn a_denied_call_has_a_reason_and_starts_no_handler() {
         let response = rejected(&channel, CUSTOMER, with_token("hello", &token)).await;
         assert_eq!(response, (Code::Unauthenticated, expected.to_owned()), "{what}");
     }
+    for times in [("exp", now - 3600), ("nbf", now + 3600)] {
+        let request = with_token("hello", &with(times.0, json!(times.1)));
+        let status: Status = call(&channel, CUSTOMER, request).await.expect_err("rejected");
+        assert!(status.message().contains("clock"), "it may be the clock: {status:?}");
+    }
     let absent = rejected(&channel, CUSTOMER, Request::new("hello".to_owned())).await;
     assert_eq!(absent, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
     let basic = rejected(&channel, CUSTOMER, with_metadata("hello", &[("authorization", "Basic abc")])).await;

@@ -84,7 +84,7 @@ async fn start(settings: Dedicated) -> Result<(Supervisor, Setup, tempfile::Temp
     let temporary = std::env::temp_dir();
     let folder = tempfile::Builder::new().prefix("ordermesh-demo-").tempdir().map_err(|source| Error::File {
         path: temporary,
-        action: "used for temporary files",
+        action: "used for temporary files; set TMPDIR to another folder",
         source,
     })?;
     let mut traffic = chassis::TrafficSettings::default();

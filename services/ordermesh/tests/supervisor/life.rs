@@ -1,8 +1,11 @@
 //! How a system starts and stops.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
+use std::process::Stdio;
 
-use crate::system::{TestSystem, free_port_base, kill, readyz, system, until};
+use crate::system::{TestSystem, free_port_base, kill, ordermesh, readyz, system, until};
 
 #[test]
 fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
@@ -89,6 +92,68 @@ fn a_taken_port_is_reported() {
         stderr.contains(&format!("127.0.0.1:{} is taken", base + 301)) && stderr.contains("--port-base"),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_database_that_does_not_answer_is_reported_once_with_its_address_and_nothing_is_started() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().join("data");
+    let port = TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("an address").port();
+    let url = format!("postgres://shop@127.0.0.1:{port}/shop");
+    let mut system = system(free_port_base(), &data_dir, 1);
+    let mut supervisor = system.args(["--database-url", &url]).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut stdout = BufReader::new(supervisor.stdout.take().expect("piped"));
+    let mut first = String::new();
+    stdout.read_line(&mut first).expect("readable");
+    assert!(first.starts_with("ordermesh: waiting up to a minute for the database: "), "{first}");
+    assert!(first.contains(&format!("127.0.0.1:{port}: Connection refused")), "{first}");
+    kill("-TERM", supervisor.id());
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("readable");
+    assert_eq!((supervisor.wait().expect("it exits").code(), rest.as_str(), data_dir.exists()), (Some(0), "", false));
+}
+
+#[test]
+fn a_file_that_is_not_a_database_ends_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().join("data");
+    std::fs::DirBuilder::new().mode(0o700).create(&data_dir).expect("created");
+    testkit::write_secret(&data_dir.join("order.db"), &"not a database ".repeat(1_000));
+    let out = system(free_port_base(), &data_dir, 1).output().expect("it exits");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("the order service's database") && stderr.contains("file is not a database"), "{stderr}");
+}
+
+#[test]
+fn a_temporary_folder_that_does_not_exist_is_reported_with_its_variable() {
+    let out = ordermesh().args(["chaos", "--duration", "1s"]).env("TMPDIR", "/nowhere").output().expect("it exits");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && stderr.contains("/nowhere cannot be used") && stderr.contains("TMPDIR"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_low_limit_of_open_files_is_raised_to_what_is_permitted() {
+    let script = "ulimit -Sn 64 && exec \"$0\" data --data-dir \"$1\"";
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut service = std::process::Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_ordermesh")])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut first = String::new();
+    BufReader::new(service.stdout.take().expect("piped")).read_line(&mut first).expect("readable");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", service.id())).expect("running");
+    service.kill().expect("running");
+    service.wait().expect("it exits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    let mut values = files.split_ascii_whitespace().skip(3).map(|value| value.parse().unwrap_or(u64::MAX));
+    let (soft, hard) = (values.next().expect("soft"), values.next().expect("hard"));
+    assert_eq!(soft, hard.min(10_240), "{files}");
 }
 
 /// Every local user can read command lines.

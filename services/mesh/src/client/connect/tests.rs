@@ -32,3 +32,18 @@ async fn a_plaintext_client_reports_a_tls_server() {
     let why = connecting.await.err().expect("a failure");
     assert!(why.contains("it speaks TLS"), "{why}");
 }
+
+#[test]
+fn a_certificate_rejected_for_its_dates_points_to_the_clocks() {
+    use rustls::{AlertDescription, CertificateError, Error};
+    let failed = |error: Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    for about_time in [CertificateError::NotValidYet, CertificateError::Expired] {
+        let why = tls_error(&failed(Error::InvalidCertificate(about_time)));
+        assert!(why.contains("compare the clocks"), "{why}");
+    }
+    // The server rejects ours.
+    let why = read_error(&failed(Error::AlertReceived(AlertDescription::CertificateExpired)));
+    assert!(why.contains("compare the clocks"), "{why}");
+    let why = tls_error(&failed(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+    assert!(!why.contains("clock"), "control: {why}");
+}
