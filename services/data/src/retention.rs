@@ -4,20 +4,39 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
+use crate::event_sink::EventSink;
 use crate::trace_event::TraceEvents;
 
 /// The average interval; jittered, so that the instances of a database do not run it simultaneously.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Deletes every `interval`, on average, until `stop`.
-pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration, stop: CancellationToken) {
+/// Deletes every `interval`, on average, until `stop`. It does not wait for the event sink: the disk would fill up.
+pub(crate) async fn run(
+    events: TraceEvents,
+    sink: Option<EventSink>,
+    keep: Duration,
+    interval: Duration,
+    stop: CancellationToken,
+) {
     loop {
         let wait = interval.mul_f64(0.5 + rand::random::<f64>());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
             return;
         }
+        let expire = async {
+            let unpublished = match &sink {
+                Some(sink) => sink.expiring(keep).await,
+                None => 0,
+            };
+            let expired = events.expire(keep).await?;
+            if let Some(sink) = &sink {
+                sink.expired(unpublished.min(expired));
+            }
+            Ok::<_, Error>(expired)
+        };
         let expired = tokio::select! {
-            expired = events.expire(keep) => expired,
+            expired = expire => expired,
             () = stop.cancelled() => return,
         };
         match expired {
@@ -102,7 +121,7 @@ mod tests {
         let old = event(NOW.minus(DAY * 8), 0);
         let events = events_with(Arc::new(ManualClock::at(NOW)), &[old.clone(), event(NOW, 0)]).await;
         let stop = CancellationToken::new();
-        let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
+        let sweeper = tokio::spawn(run(events.clone(), None, DAY * 7, Duration::from_millis(1), stop.clone()));
         let gone = async {
             // Only an event that does not exist can be stored.
             let sent = || vec![Received { event_id: String::new(), event: Ok(old.clone()) }];
