@@ -18,6 +18,7 @@ import failover  # noqa: E402
 import golden  # noqa: E402
 import leaks  # noqa: E402
 import live  # noqa: E402
+import nats  # noqa: E402
 import patroni  # noqa: E402
 import postgres  # noqa: E402
 import readme  # noqa: E402
@@ -36,6 +37,7 @@ PARTS = {
     "upgrade": upgrade.run,
     "postgres": postgres.on_postgres,
     "away": postgres.outage,
+    "sink": nats.run,
     "failover": failover.run,
     "patroni": patroni.run,
     "pooler": postgres.behind_poolers,
@@ -48,4 +50,4 @@ PARTS = {
 
 if __name__ == "__main__":
     prepare_process()
-    sys.exit(run_named("E2E", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "bash"]))
+    sys.exit(run_named("E2E", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "nats-server", "bash"]))

@@ -32,6 +32,7 @@ import promql_parser as promql  # noqa: E402
 import packages  # noqa: E402
 import records  # noqa: E402
 import sampling  # noqa: E402
+from nats import Nats  # noqa: E402
 from stack import COLLECTOR, OPERATIONS, Stack  # noqa: E402
 from system import BIN, ROOT, CallError, System, check, eventually, grpc, prepare_process, run_named  # noqa: E402
 
@@ -335,9 +336,9 @@ def compare_names(stack):
 
 def live():
     """Collector, Jaeger and Prometheus with the files of deploy/, a system under load and failures: compares every name."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), decision_wait="5s", percentage=0) as stack:
+    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), decision_wait="5s", percentage=0) as stack, Nats() as nats:
         # The timeout exceeds the slow gateway's three seconds: slow, but no error.
-        flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
+        flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB", "--data.event-sink", nats.url]
         with System(flags, env=stack.env()) as system:
             system.run("load", "--orders", "150", "--customers", "4", "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
             cause_failures(system)
@@ -366,4 +367,4 @@ def prometheus():
 if __name__ == "__main__":
     prepare_process()
     os.environ["PATH"] += f":{PROMETHEUS}"
-    sys.exit(run_named("OPERATIONS", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "buf"], {"tools": prometheus}))
+    sys.exit(run_named("OPERATIONS", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "nats-server", "buf"], {"tools": prometheus}))

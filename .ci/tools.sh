@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger, other clients (ghz, evans, grpc-health-probe), those for the dependencies (cargo-deny,
-# cargo-shear), for the SBOM (cyclonedx and jsonschema, for python) and compose-spec; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint, helm, yaml and promql (for python). A tool that is present at its pinned version is kept.
+# Installs CI's pinned tools into .ci/bin: grpcurl, buf, nats-server, jaeger, other clients (ghz, evans, grpc-health-probe), those for the dependencies
+# (cargo-deny, cargo-shear), for the SBOM (cyclonedx and jsonschema, for python) and compose-spec; by name also those for the manifests: kubeconform,
+# kube-score, schemas, hadolint, helm, yaml and promql (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$here/bin
 mkdir -p "$bin"
 wanted=("$@")
-[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema compose-spec grpcurl buf jaeger ghz evans grpc-health-probe)
+[ ${#wanted[@]} -gt 0 ] || wanted=(cargo-deny cargo-shear cyclonedx jsonschema compose-spec grpcurl buf nats-server jaeger ghz evans grpc-health-probe)
 
 work=$(mktemp -d)
 # Go makes its module cache read-only.
@@ -59,6 +59,7 @@ install_tool() { # install_tool NAME
   case $name in
     grpcurl) pin=v1.9.4 ;;
     buf) pin=1.75.0 ;;
+    nats-server) pin=v2.15.2 ;;
     jaeger) pin=v1.76.0 ;; # the module's tag: the program is Jaeger 2.13.0
     cargo-deny) pin=0.20.2 ;;
     cargo-shear) pin=1.14.0 ;;
@@ -85,6 +86,9 @@ install_tool() { # install_tool NAME
     grpcurl)
       go_tool grpcurl github.com/fullstorydev/grpcurl "$pin" \
         'h1:7bC3tlRwS7dPyfhBo0Xmigns8hWH/K4fg9NrafpY57k=' ./cmd/grpcurl ;;
+    nats-server)
+      go_tool nats-server github.com/nats-io/nats-server/v2 "$pin" \
+        'h1:yLsgt2kslgymvxvjFq1WGWck5hkat2YYfbXvQ145tzU=' . ;;
     jaeger)
       go_tool jaeger github.com/jaegertracing/jaeger "$pin" \
         'h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=' ./cmd/jaeger \

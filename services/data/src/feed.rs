@@ -35,6 +35,8 @@ pub(crate) struct Position {
 impl Position {
     /// Before all events.
     pub(crate) const START: Self = Self { serial: 0, event_id: Uuid::nil() };
+    /// After all events.
+    pub(crate) const END: Self = Self { serial: u64::MAX, event_id: Uuid::max() };
 }
 
 impl fmt::Display for Position {

@@ -1,4 +1,4 @@
-//! The queries of WatchTraceEvents: the end of the order of events, and the events after a position.
+//! The queries of WatchTraceEvents and of the event sink: the end of the order of events, and the events after a position.
 //!
 //! On PostgreSQL only events whose transaction's id is below `pg_snapshot_xmin` are read: every earlier transaction has
 //! ended, so nothing will be inserted before them. An open transaction delays later events, and none is missed. On
@@ -10,6 +10,7 @@ use sea_orm::{DbErr, FromQueryResult, QueryResult, Statement, Value};
 use storage::{Backend, Database};
 use telemetry::TraceEvent;
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 use crate::entity::trace_event::Model;
 use crate::error::Error;
@@ -85,6 +86,16 @@ struct PositionRow {
     position: String,
 }
 
+#[derive(FromQueryResult)]
+struct IdRow {
+    event_id: Uuid,
+}
+
+#[derive(FromQueryResult)]
+struct CountRow {
+    events: i64,
+}
+
 struct EventRow {
     position: String,
     model: Model,
@@ -152,6 +163,27 @@ impl FeedStore {
         let events = rows.into_iter().map(read).collect::<Result<Vec<_>, Error>>()?;
         let reached = events.last().filter(|_| events.len() == MAX_EVENTS).map_or(end, |(position, _)| *position);
         Ok(Block { events, reached })
+    }
+
+    /// The id of the first event after a position.
+    pub(crate) async fn first(&self, after: Position, until: Position) -> Result<Option<Uuid>, Error> {
+        let Dialect { range, order, .. } = self.dialect();
+        let sql = format!("SELECT event_id FROM trace_event WHERE {range} ORDER BY {order} LIMIT 1");
+        let first = IdRow::find_by_statement(self.statement(sql, self.between(after, until)));
+        Ok(first.one(self.db.read()).await?.map(|row| row.event_id))
+    }
+
+    /// The number of events after a position whose ids are lower than `before`.
+    pub(crate) async fn count(&self, after: Position, before: Uuid) -> Result<u64, Error> {
+        let mut values = self.between(after, Position::END);
+        values.push(before.into());
+        let sql = format!(
+            "SELECT COUNT(*) AS events FROM trace_event WHERE {} AND event_id < ${}",
+            self.dialect().range,
+            values.len()
+        );
+        let count = CountRow::find_by_statement(self.statement(sql, values)).one(self.db.read()).await?;
+        Ok(count.and_then(|row| u64::try_from(row.events).ok()).unwrap_or(0))
     }
 
     /// The position of the last event of a block.

@@ -9,6 +9,7 @@
 //! - `search`: the limit of concurrent searches of the catalogue
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept; `own_events`: this service's
 //! - `watch`, `feed`, `cursor`: WatchTraceEvents: streams of events, as they are stored
+//! - `event_sink`, `event_sink_store`, `nats`: events published to NATS, as they are stored
 //! - `convert`, `convert_event`: from messages to values and back, with all checks of fields
 //! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
 //! - [`invariants`]: what `ordermesh verify` reads
@@ -21,10 +22,13 @@ mod cursor;
 mod delivery;
 mod entity;
 mod error;
+mod event_sink;
+mod event_sink_store;
 mod feed;
 mod feed_store;
 pub mod invariants;
 mod migration;
+mod nats;
 mod own_events;
 mod retention;
 #[cfg(test)]
@@ -48,9 +52,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::catalog::{Catalog, Draft};
+use crate::event_sink::EventSink;
 use crate::feed::Feed;
 use crate::feed_store::FeedStore;
 pub use crate::migration::MIGRATIONS;
+use crate::nats::Nats;
 use crate::search::Searches;
 use crate::service::{CatalogHandlers, TraceEventHandlers};
 pub use crate::settings::{Config, SeedProduct};
@@ -69,6 +75,8 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let url = config.event_sink.as_ref().map(|url| Nats::parse(url.expose()));
+    let nats = url.transpose().map_err(|expected| Error::Setting(expected.to_owned()))?;
     let chassis = Chassis::start("data", &config.common, migration::MIGRATIONS, shutdown).await?;
     let (store, searches) = (CatalogStore::new(chassis.db.clone()), Searches::new(config.common.database.connections));
     let catalog = Catalog::new(store, searches, chassis.clock.clone());
@@ -76,14 +84,21 @@ pub async fn run(
     let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
     chassis.store_events(own_events::store(&events, chassis.db.outbox()));
     retention::prepare(&events, &mut None).await;
+    let watch = watch(&chassis, &config, &events);
+    chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
+    let sink = nats
+        .map(|nats| EventSink::new(nats, &chassis, watch.store.clone(), watch.feed.clone(), config.event_retention));
+    if let Some(sink) = &sink {
+        chassis.tasks.spawn(sink.clone().run(chassis.shutdown.clone()));
+        chassis.tasks.spawn(sink.clone().record(chassis.shutdown.clone()));
+    }
     chassis.tasks.spawn(retention::run(
         events.clone(),
+        sink,
         config.event_retention,
         retention::INTERVAL,
         chassis.shutdown.clone(),
     ));
-    let watch = watch(&chassis, &config, &events);
-    chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     // Lists stay below this size; a larger response is rejected here, since a client would reject it anyway.
     let max_bytes = mesh::MAX_RESPONSE_BYTES;
     let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(max_bytes);

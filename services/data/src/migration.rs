@@ -58,6 +58,17 @@ pub const MIGRATIONS: &[Migration] = &[
             "CREATE INDEX trace_event_by_ingest ON trace_event (ingest, event_id) WHERE ingest IS NOT NULL",
         ],
     },
+    Migration {
+        version: 6,
+        name: "create event_sink",
+        statements: &[
+            // A row for each sink, at the position before all events.
+            "CREATE TABLE event_sink (name TEXT PRIMARY KEY, position TEXT NOT NULL, lease_owner TEXT, lease_until BIGINT NOT NULL)",
+            "INSERT INTO event_sink (name, position, lease_until) VALUES ('nats', '0 00000000-0000-0000-0000-000000000000', 0)",
+            "CREATE TABLE event_sink_refused (event_id UUID PRIMARY KEY, refusal TEXT NOT NULL, create_time BIGINT NOT NULL)",
+        ],
+        postgres: &[],
+    },
 ];
 
 const CREATE_DELIVERY_ZONE: &str = "CREATE TABLE delivery_zone (country_code TEXT NOT NULL, postal_prefix TEXT NOT NULL, \

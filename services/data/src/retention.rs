@@ -4,13 +4,22 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
+use crate::event_sink::EventSink;
 use crate::trace_event::{Expired, TraceEvents};
 
 /// The average interval; jittered, so that the instances of a database do not run it simultaneously.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Prepares and deletes every `interval`, on average, until `stop`.
-pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration, stop: CancellationToken) {
+/// Prepares and deletes every `interval`, on average, until `stop`. It does not wait for the event sink: the disk would fill
+/// up.
+pub(crate) async fn run(
+    events: TraceEvents,
+    sink: Option<EventSink>,
+    keep: Duration,
+    interval: Duration,
+    stop: CancellationToken,
+) {
     // One that lasts, such as a role that does not own the table, is reported once.
     let mut reported = None;
     loop {
@@ -18,15 +27,15 @@ pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration,
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
             return;
         }
-        if stop.run_until_cancelled(sweep(&events, keep, &mut reported)).await.is_none() {
+        if stop.run_until_cancelled(sweep(&events, sink.as_ref(), keep, &mut reported)).await.is_none() {
             return;
         }
     }
 }
 
-async fn sweep(events: &TraceEvents, keep: Duration, reported: &mut Option<String>) {
+async fn sweep(events: &TraceEvents, sink: Option<&EventSink>, keep: Duration, reported: &mut Option<String>) {
     prepare(events, reported).await;
-    match events.expire(keep).await {
+    match delete(events, sink, keep).await {
         Ok(Expired { partitions: 0, events: 0 }) => {}
         Ok(Expired { partitions, events }) => {
             tracing::info!(target: "ordermesh", partitions, events, "trace events past their retention were deleted");
@@ -35,6 +44,17 @@ async fn sweep(events: &TraceEvents, keep: Duration, reported: &mut Option<Strin
             tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention could not be deleted")
         }
     }
+}
+
+async fn delete(events: &TraceEvents, sink: Option<&EventSink>, keep: Duration) -> Result<Expired, Error> {
+    let cutoff = events.cutoff(keep).await?;
+    let Some(sink) = sink else { return events.delete_before(cutoff).await };
+    let unpublished = sink.expiring(cutoff).await;
+    let expired = events.delete_before(cutoff).await?;
+    if expired != Expired::default() {
+        sink.expired(unpublished);
+    }
+    Ok(expired)
 }
 
 /// Prepares the store for the next days. A failure is logged, unless it is the one that was reported last: events are
@@ -120,7 +140,7 @@ mod tests {
         let old = event(NOW.minus(DAY * 8), 0);
         let events = events_with(Arc::new(ManualClock::at(NOW)), &[old.clone(), event(NOW, 0)]).await;
         let stop = CancellationToken::new();
-        let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
+        let sweeper = tokio::spawn(run(events.clone(), None, DAY * 7, Duration::from_millis(1), stop.clone()));
         let gone = async {
             // Only an event that does not exist can be stored.
             let sent = || vec![Received { event_id: String::new(), event: Ok(old.clone()) }];

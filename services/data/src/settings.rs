@@ -1,9 +1,11 @@
 //! The settings of the Data Service.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use chassis::settings::{count, duration, quota};
 use chassis::{Settings, UserPeer};
+use kernel::Secret;
 use mesh::Quota;
 
 /// The Data Service's settings.
@@ -18,6 +20,9 @@ pub struct Config {
     /// How long trace events are kept, on PostgreSQL up to a day longer, because whole days are dropped: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub event_retention: Duration,
+    /// NATS servers to whose stream every stored trace event is published: nats://[USER:PASSWORD@]HOST[:PORT], with TLS tls://…; several are separated by commas; off when not set
+    #[arg(long, env = "ORDERMESH_DATA_EVENT_SINK", hide_env_values = true, value_parser = secret, value_name = "URL")]
+    pub event_sink: Option<Secret<String>>,
     /// Maximum WatchTraceEvents streams of this instance
     #[arg(long, env = "ORDERMESH_DATA_MAX_FOLLOWERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
     pub max_followers: usize,
@@ -27,6 +32,12 @@ pub struct Config {
     /// Products for an empty catalogue: the samples of the first local start.
     #[arg(skip)]
     pub seed_products: Vec<SeedProduct>,
+}
+
+/// Never fails: an error would quote the value. It is checked when the service starts.
+#[expect(clippy::unnecessary_wraps, reason = "clap's signature")]
+fn secret(text: &str) -> Result<Secret<String>, Infallible> {
+    Ok(Secret::new(text.to_owned()))
 }
 
 /// A product for an empty catalogue.

@@ -232,25 +232,34 @@ impl TraceEvents {
         self.store.partition(self.clock.now()).await
     }
 
-    /// Deletes events older than `retention`: whole days where the store has them, which are kept until their last
-    /// event has expired, and others in chunks.
-    pub(crate) async fn expire(&self, retention: Duration) -> Result<Expired, Error> {
-        let before = first_id_at(self.clock.now().minus(retention));
-        let partitions = self.store.drop_before(before).await?;
-        let before = self.store.first_day().await?.map_or(before, |first| first.min(before));
-        let mut deleted = 0;
+    /// Events with lower ids are past their retention, and are to be deleted. Where the store has them by days, those of a
+    /// day are kept until its last one has expired.
+    pub(crate) async fn cutoff(&self, retention: Duration) -> Result<Uuid, Error> {
+        Ok(self.store.cutoff(first_id_at(self.clock.now().minus(retention))).await?)
+    }
+
+    /// Deletes the events below a cutoff: whole days where the store has them, others in chunks.
+    pub(crate) async fn delete_before(&self, cutoff: Uuid) -> Result<Expired, Error> {
+        let partitions = self.store.drop_before(cutoff).await?;
+        let mut events = 0;
         loop {
-            let chunk = self.store.delete_before(before, RETENTION_CHUNK).await?;
-            deleted += chunk;
+            let chunk = self.store.delete_before(cutoff, RETENTION_CHUNK).await?;
+            events += chunk;
             if chunk < RETENTION_CHUNK {
-                return Ok(Expired { partitions, events: deleted });
+                return Ok(Expired { partitions, events });
             }
         }
+    }
+
+    /// Both.
+    #[cfg(test)]
+    pub(crate) async fn expire(&self, retention: Duration) -> Result<Expired, Error> {
+        self.delete_before(self.cutoff(retention).await?).await
     }
 }
 
 /// What was deleted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Expired {
     /// Days, with all their events.
     pub(crate) partitions: u64,

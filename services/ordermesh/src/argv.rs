@@ -1,5 +1,5 @@
 //! Passwords in arguments. Every local user can read a process's command line, but only the environment of own
-//! processes: a database URL with a password is moved from the former to the latter.
+//! processes: a URL of a database or of NATS with a password is moved from the former to the latter.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -9,19 +9,23 @@ use crate::error::Error;
 use crate::out;
 use crate::service::Service;
 
-/// If a database URL with a password was given as a flag, executes this program again with the URL in its environment.
+/// The flags whose URLs may have a password, as they are forwarded to a service.
+const FORWARDED: [&str; 2] = [".database-url", ".event-sink"];
+
+/// If a URL with a password was given as a flag, executes this program again with the URL in its environment.
 /// A password in a forwarded setting (`--order.database-url`) stays where it is, and a warning says what to do.
 ///
 /// # Errors
 /// The program cannot be executed again.
 pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let args: Vec<OsString> = args.into_iter().collect();
-    if args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.contains(".database-url")))
+    if args.iter().any(|arg| arg.to_str().is_some_and(|arg| FORWARDED.iter().any(|flag| arg.contains(flag))))
         && has_forwarded_password(&args)
     {
         out::complain(
-            "warning: a password in a --<service>.database-url is in the command line, which every user of this machine can read: \
-             run that service by itself with ORDERMESH_DATABASE_URL, or give the role its password by a PGPASSFILE",
+            "warning: a password in a --<service>.database-url or in --data.event-sink is in the command line, which every user of this \
+             machine can read: set ORDERMESH_DATA_EVENT_SINK instead; run that service by itself with ORDERMESH_DATABASE_URL, or give the \
+             role its password by a PGPASSFILE",
         );
     }
     let Hidden { kept, urls } = hidden(args);
@@ -30,7 +34,7 @@ pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result
     }
     let variables = urls.iter().map(|(variable, _)| variable.as_str()).collect::<Vec<_>>().join(", ");
     out::complain(format_args!(
-        "warning: a database URL's password was in the command line, which every user of this machine can read: set {variables} instead"
+        "warning: a URL's password was in the command line, which every user of this machine can read: set {variables} instead"
     ));
     let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
     let mut again = Command::new(program);
@@ -68,8 +72,11 @@ fn hidden(args: Vec<OsString>) -> Hidden {
     hidden
 }
 
-/// The variable of a flag: of `--database-url`, and of verify's `--order-database-url` and so on.
+/// The variable of a flag: of `--event-sink`, of `--database-url`, and of verify's `--order-database-url` and so on.
 fn variable(flag: &str) -> Option<String> {
+    if flag == "--event-sink" {
+        return Some("ORDERMESH_DATA_EVENT_SINK".to_owned());
+    }
     let prefix = flag.strip_prefix("--")?.strip_suffix("database-url")?;
     match prefix.strip_suffix('-').map(Service::named) {
         None if prefix.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
@@ -84,12 +91,15 @@ fn has_forwarded_password(args: &[OsString]) -> bool {
     })
 }
 
-/// Whether a URL has a password: in `user:password@`, or in a parameter.
+/// Whether a URL has a password: in `user:password@`, or in a parameter; of NATS, also a token: `token@`.
 pub(crate) fn has_password(url: &OsStr) -> bool {
-    let Some((_, rest)) = url.to_str().filter(|url| url.starts_with("postgres")).and_then(|url| url.split_once("://"))
-    else {
+    let Some((scheme, rest)) = url.to_str().and_then(|url| url.split_once("://")) else { return false };
+    if matches!(scheme, "nats" | "tls") {
+        return rest.contains('@');
+    }
+    if !scheme.starts_with("postgres") {
         return false;
-    };
+    }
     let user = rest.rsplit_once('@').map_or("", |(user, _)| user);
     user.split_once(':').is_some_and(|(_, password)| !password.is_empty()) || rest.contains("password=")
 }
@@ -118,8 +128,12 @@ mod tests {
             assert_eq!(args, words(kept), "{line}");
             assert_eq!(urls, [(format!("{variable}_DATABASE_URL"), "postgres://u:p@h/d".into())], "{line}");
         }
+        let sink = hidden(words("ordermesh data --event-sink tls://token@h --listen [::]:1"));
+        let urls = vec![("ORDERMESH_DATA_EVENT_SINK".to_owned(), "tls://token@h".into())];
+        assert_eq!(sink, Hidden { kept: words("ordermesh data --listen [::]:1"), urls });
         for line in [
             "ordermesh",
+            "ordermesh data --event-sink nats://h:4222",
             "ordermesh --database-url",
             "ordermesh --database-url postgres://u@h/d",
             "ordermesh --database-url=postgres://u@h/d?a=b",
@@ -132,14 +146,23 @@ mod tests {
 
     #[test]
     fn a_password_is_found_wherever_a_url_may_have_one() {
-        for url in ["postgres://u:p@h/d", "postgresql://u:p/q@h/d", "postgres://h/d?user=u&password=p"] {
+        for url in [
+            "postgres://u:p@h/d",
+            "postgresql://u:p/q@h/d",
+            "postgres://h/d?user=u&password=p",
+            "nats://u:p@h",
+            "tls://a,nats://t@b",
+        ] {
             assert!(has_password(OsStr::new(url)), "{url}");
         }
-        for url in ["postgres://u@h:5432/d", "postgres://u:@h/d", "postgres://h:5432/d?sslmode=require", "u:p@h"] {
+        for url in
+            ["postgres://u@h:5432/d", "postgres://u:@h/d", "postgres://h:5432/d?sslmode=require", "u:p@h", "nats://h"]
+        {
             assert!(!has_password(OsStr::new(url)), "{url}");
         }
         assert!(has_forwarded_password(&words("ordermesh --order.database-url=postgres://u:p@h/d")));
         assert!(has_forwarded_password(&words("ordermesh --order.database-url postgres://u:p@h/d")));
         assert!(!has_forwarded_password(&words("ordermesh --order.database-url postgres://u@h/d")));
+        assert!(has_forwarded_password(&words("ordermesh --data.event-sink nats://u:p@h")));
     }
 }

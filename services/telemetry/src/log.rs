@@ -28,10 +28,10 @@ pub enum LogFormat {
 /// Targets of OpenTelemetry's crates.
 const SDK: [&str; 3] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"];
 
-/// Log lines of libraries that callers can cause at any rate, and the level at which they are logged unless the
-/// directives name them: h2 writes a WARN for each connection whose peer violates the protocol (`mesh.server.refusals`
-/// counts these).
-const AT_CALLERS_RATE: [(&str, LevelFilter); 1] = [("h2", LevelFilter::ERROR)];
+/// Libraries whose log lines others can cause at any rate, and the level at which they are logged unless the directives
+/// name them: h2 writes a WARN for each connection whose peer violates the protocol (`mesh.server.refusals` counts
+/// these), NATS's client several lines for each attempt to connect (the event sink logs an outage once).
+const AT_OTHERS_RATE: [(&str, LevelFilter); 2] = [("h2", LevelFilter::ERROR), ("async_nats", LevelFilter::OFF)];
 
 /// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines
 /// are omitted, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
@@ -44,7 +44,7 @@ pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFi
     let named: Vec<&str> = names.filter(|name| !name.is_empty()).collect();
     let all = directives.split(',').map(str::trim).filter(|directive| !directive.is_empty());
     let of_all = all.filter_map(|directive| directive.parse::<LevelFilter>().ok()).next_back();
-    for (target, level) in AT_CALLERS_RATE {
+    for (target, level) in AT_OTHERS_RATE {
         if of_all.is_none_or(|of_all| of_all > level) && !named.iter().any(|name| target.starts_with(name)) {
             filter = filter.add_directive(format!("{target}={level}").parse()?);
         }
@@ -229,12 +229,13 @@ mod tests {
 
     /// Rapid resets and the like: a line per connection, at the peers' rate.
     #[test]
-    fn h2s_warnings_about_misbehaving_peers_are_omitted_unless_a_setting_names_them() {
+    fn lines_that_peers_cause_at_any_rate_are_omitted_unless_a_setting_names_them() {
         let logged = |directives| {
             messages(directives, None, || {
                 tracing::warn!(target: "ordermesh", "ours");
                 tracing::warn!(target: "h2::proto::streams", "a peer's");
                 tracing::error!(target: "h2::proto", "h2's own");
+                tracing::error!(target: "async_nats::connector", "an attempt");
             })
         };
         for directives in ["info", "warn", "", "trace", "debug,mesh=trace"] {
@@ -242,6 +243,7 @@ mod tests {
         }
         assert_eq!(logged("info,h2=warn"), "ours, a peer's, h2's own");
         assert_eq!(logged("info,h2=off"), "ours");
+        assert_eq!(logged("info,async_nats=info"), "ours, h2's own, an attempt");
         assert_eq!(logged("off"), "");
         assert_eq!(logged("error"), "h2's own");
     }

@@ -1,15 +1,18 @@
 //! For tests: the database that a test runs on, networks that fail, messages that are malformed.
 //!
-//! A PostgreSQL server needs the machine's PostgreSQL programs. If there are none, [`postgres`] returns `None`, and a
-//! test that needs it ends early with the output "SKIPPED". If the environment variable `CI` is set, that is a failure.
+//! A PostgreSQL server needs the machine's PostgreSQL programs, a NATS server `nats-server` in PATH. If there are none,
+//! [`postgres`] and [`NatsServer::start`] return `None`, and a test that needs it ends early with the output "SKIPPED". If
+//! the environment variable `CI` is set, that is a failure.
 //!
 //! # Layout
 //! - here: the database that a test runs on
 //! - [`proxy`]: a network that becomes unresponsive, breaks, or leads elsewhere
+//! - `nats`: a NATS server
 //! - `mutations`: malformed messages, by proptest
 //! - `user_service`: a fake User Service
 
 mod mutations;
+mod nats;
 pub mod proxy;
 mod user_service;
 
@@ -18,6 +21,7 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 
 pub use mutations::{mutations, text};
+pub use nats::NatsServer;
 pub use postgres_server::Server;
 pub use proxy::{AtCommit, End, Proxy};
 pub use user_service::FakeUserService;

@@ -176,13 +176,13 @@ impl TraceEventStore {
         Ok(dropped)
     }
 
-    /// The ids from which on retention drops whole days: below, rows are deleted. `None`: there is no day.
-    pub(crate) async fn first_day(&self) -> Result<Option<Uuid>, Error> {
-        let days = self.partitions().await?.into_iter().filter_map(|partition| match partition {
-            Partition::Day(day) => Some(day.first_id()),
-            Partition::Before(_) | Partition::Default => None,
+    /// An id up to which everything may be deleted, if everything below `before` has expired: a day is dropped as a whole.
+    pub(crate) async fn cutoff(&self, before: Uuid) -> Result<Uuid, Error> {
+        let kept = self.partitions().await?.into_iter().filter_map(|partition| match partition {
+            Partition::Day(day) if day.plus(1).first_id() > before => Some(day.first_id()),
+            Partition::Day(_) | Partition::Before(_) | Partition::Default => None,
         });
-        Ok(days.min())
+        Ok(kept.min().map_or(before, |first| first.min(before)))
     }
 
     /// None on SQLite, or of an ordinary table.

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod delivery;
+mod event_sink;
 mod events;
 mod lookups;
 mod permissions;

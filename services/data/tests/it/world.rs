@@ -18,6 +18,7 @@ use data::SeedProduct;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
 use mesh::{Authorizer, Channel, ClientConfig, Credentials, ServerConfig, SharedSecret};
+use storage::{Database, Options};
 use tempfile::TempDir;
 use testkit::FakeUserService;
 use tokio::net::TcpListener;
@@ -61,6 +62,15 @@ impl Environment {
         });
         Self { folder, database_url }
     }
+
+    /// The database, on connections of its own.
+    async fn database(&self) -> Database {
+        let schema = self.database_url.as_ref().map(|_| "data".to_owned());
+        let file = || storage::sqlite_url(&self.folder.path().join("data.db"));
+        let options = Options { schema, max_connections: 1, ..Options::default() };
+        let url = self.database_url.clone().unwrap_or_else(file);
+        Database::connect(&url, &options).await.expect("the database")
+    }
 }
 
 /// A running Data Service.
@@ -85,7 +95,12 @@ impl World {
 
     /// Another instance on the same database.
     pub(crate) async fn beside(&self) -> Self {
-        Self::start(self.environment.clone(), &[], vec![]).await
+        self.beside_with(&[]).await
+    }
+
+    /// The same, with the given settings.
+    pub(crate) async fn beside_with(&self, settings: &[&str]) -> Self {
+        Self::start(self.environment.clone(), settings, vec![]).await
     }
 
     async fn start(environment: Arc<Environment>, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
@@ -110,9 +125,25 @@ impl World {
 
     /// Stops the service and starts another one on the same database.
     pub(crate) async fn restart(self, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+        self.restart_after(async |_| {}, settings, seed_products).await
+    }
+
+    /// The same, with a change of the database between the two.
+    pub(crate) async fn restart_after(
+        self,
+        change: impl AsyncFnOnce(&Database),
+        settings: &[&str],
+        seed_products: Vec<SeedProduct>,
+    ) -> Self {
         drop(self.running);
         self.served.await.expect("no panic").expect("a clean end");
+        change(&self.environment.database().await).await;
         Self::start(self.environment, settings, seed_products).await
+    }
+
+    /// The service's database.
+    pub(crate) async fn database(&self) -> Database {
+        self.environment.database().await
     }
 
     fn channel(&self, credentials: Credentials) -> Channel {

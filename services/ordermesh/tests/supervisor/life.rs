@@ -70,6 +70,7 @@ fn a_system_with_an_invalid_setting_exits_immediately_and_names_it() {
         ("--user.bootstrap-operator-file", "/there/is/none", "cannot be used multiple times"),
         ("--database-url", "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
         ("--payment.gateway-api-key", "s3cr3t s3cr3t", "--gateway-api-key"),
+        ("--data.event-sink", "http://shop:s3cr3t@127.0.0.1", "--event-sink is nats://"),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut system = system(free_port_base(), &folder.path().join("data"), 1);
