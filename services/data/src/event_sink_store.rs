@@ -139,9 +139,9 @@ impl EventSinkStore {
         self.db
             .transact(published, |tx, published| {
                 Box::pin(async move {
-                    let rows = Rows::new().with("event_id", published.into_iter());
+                    let rows = Rows::new().with("event_id", published);
                     let delete = "DELETE FROM event_sink_refused WHERE event_id IN (SELECT event_id FROM v)";
-                    tx.conn().execute_rows(rows, delete).await.map(drop).map_err(Error::from)
+                    tx.conn().execute_rows(rows, delete).await.map(drop)
                 })
             })
             .await

@@ -121,11 +121,15 @@ impl Error {
 
 /// Why a process cannot listen on an address.
 fn why_not(address: &SocketAddr, error: &std::io::Error) -> String {
-    match error.kind() {
-        ErrorKind::AddrInUse => format!("{address} is taken"),
-        ErrorKind::AddrNotAvailable => format!("{address} is not an address of this machine"),
-        ErrorKind::PermissionDenied => format!("{address} is not permitted to this user (ports below 1024 are root's)"),
-        _ => format!("{address} cannot be used"),
+    let kind = error.kind();
+    if kind == ErrorKind::AddrInUse {
+        format!("{address} is taken")
+    } else if kind == ErrorKind::AddrNotAvailable {
+        format!("{address} is not an address of this machine")
+    } else if kind == ErrorKind::PermissionDenied {
+        format!("{address} is not permitted to this user (ports below 1024 are root's)")
+    } else {
+        format!("{address} cannot be used")
     }
 }
 

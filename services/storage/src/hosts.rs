@@ -232,12 +232,10 @@ impl Hosts {
 
     /// An I/O error names the host.
     fn named(&self, index: usize, error: sqlx::Error) -> sqlx::Error {
-        match error {
-            sqlx::Error::Io(error) => {
-                sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))))
-            }
-            other => other,
+        if let sqlx::Error::Io(error) = &error {
+            return sqlx::Error::Io(io::Error::new(error.kind(), format!("{}: {error}", self.name(index))));
         }
+        error
     }
 }
 

@@ -119,7 +119,7 @@ fn a_file_that_is_not_a_database_ends_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let data_dir = folder.path().join("data");
     std::fs::DirBuilder::new().mode(0o700).create(&data_dir).expect("created");
-    testkit::write_secret(&data_dir.join("order.db"), &"not a database ".repeat(1_000));
+    testkit::write_secret(data_dir.join("order.db"), &"not a database ".repeat(1_000));
     let out = system(free_port_base(), &data_dir, 1).output().expect("it exits");
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(2), "{stderr}");
