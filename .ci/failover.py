@@ -171,7 +171,7 @@ def run():
         signal_all(frozen.process.pid, signal.SIGSTOP)
         primary, standby = fail_over([standby, shut_down])
         took["freeze"] = system.next_after(time.monotonic())
-        # sqlx's listener, of which each instance of the Order Service has one, says goodbye to the frozen server without a timeout.
+        # sqlx's listener, of which each instance of the Order Service has one, closes its connection to the frozen server gracefully, without a timeout.
         eventually("no service uses a connection to it", FOUND_WITHIN_S, lambda: connections(frozen) <= system.system.instances)
         signal_all(frozen.process.pid, signal.SIGCONT)
         check(frozen.sql("SELECT pg_is_in_recovery()") == "f", "the old primary is back, and accepts writes")

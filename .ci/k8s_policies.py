@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares the contract with the manifests: the permitted callers of each service, and the public methods. Needs kubectl (for kustomize),
-PyYAML (.ci/tools.sh yaml) and the program.
+"""Compares the contract with the manifests: the permitted callers of each service, and the methods for clients (access public or
+customer). Needs kubectl (for kustomize), PyYAML (.ci/tools.sh yaml) and the program.
 
 The NetworkPolicies of an overlay are evaluated as by Kubernetes: an edge exists when the caller's egress and the callee's
 ingress both allow it. The expected edges are derived from `ordermesh policies`. The Job `verify` reads every store and the gateway's
@@ -24,7 +24,7 @@ SERVICES = ("user", "order", "payment", "data")
 GATEWAY = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES"
 # Peers other than our own pods: addresses outside of the cluster, and its DNS.
 OUTSIDE = "an address outside of the cluster"
-OURS = {"kubernetes.io/metadata.name": "ordermesh"}
+OWN_NAMESPACE = {"kubernetes.io/metadata.name": "ordermesh"}
 DNS = {"k8s-app": "kube-dns"}
 DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
 # The Jobs that run beside an overlay: `verify` first. `load` is for trials, and does not run in production.
@@ -44,7 +44,7 @@ def wanted_edges(contract, with_gateway):
     """The (caller, callee) pairs: the contract's `callers`, and the services' calls of public methods."""
     edges = {(caller, rpc["service"]) for rpc in contract for caller in rpc["callers"]}
     public = {rpc["method"] for rpc in contract if "public" in rpc["access"]}
-    for calls, method, called in (
+    for callers, method, callee in (
         # Services that verify access tokens fetch the keys; the User Service has them locally.
         (("order", "payment", "data"), "user.v1.UserService/ListSigningKeys", "user"),
         (("order",), "data.v1.CatalogService/BatchGetProducts", "data"),
@@ -52,7 +52,7 @@ def wanted_edges(contract, with_gateway):
     ):
         if method not in public:
             sys.exit(f"{method} is no longer a public method: update its callers here")
-        edges |= {(caller, called) for caller in calls}
+        edges |= {(caller, callee) for caller in callers}
     return edges
 
 
@@ -80,19 +80,19 @@ def selects(selector, labels):
 def is_peer(rule, peer, namespace):
     """Whether one entry of `from` or `to` matches a pod, or OUTSIDE."""
     if peer == OUTSIDE:
-        # Each user sets the addresses (marked SET in the manifests): only their presence can be checked here.
+        # The administrator sets the addresses (marked SET in the manifests): only their presence can be checked here.
         return "ipBlock" in rule
     if "ipBlock" in rule:
         return False
     # Without a namespaceSelector it applies to the policy's own namespace.
-    if not selects(rule.get("namespaceSelector") or {}, namespace) or ("namespaceSelector" not in rule and namespace != OURS):
+    if not selects(rule.get("namespaceSelector") or {}, namespace) or ("namespaceSelector" not in rule and namespace != OWN_NAMESPACE):
         return False
     return selects(rule.get("podSelector") or {}, peer)
 
 
-def allowed(policies, direction, pod, peer, port, namespace=OURS):
-    """Whether `pod` may accept (Ingress) or open (Egress) a connection. Default is deny: a pod that no NetworkPolicy selects is an error.
-    A peer in another namespace is identified by that namespace's labels."""
+def allowed(policies, direction, pod, peer, port, namespace=OWN_NAMESPACE):
+    """Whether `pod` may accept (Ingress) or open (Egress) a connection. A pod that no NetworkPolicy selects is an error:
+    Kubernetes would allow it everything. A peer in another namespace is identified by that namespace's labels."""
     rules_of, peers_of = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     mine = [p["spec"] for p in policies if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], pod)]
     if not mine:
@@ -116,8 +116,8 @@ def edges(objects, names):
     if set(pods) != set(names):
         raise ValueError(f"Deployments {sorted(pods)} instead of {sorted(names)}")
     return {
-        (caller, called) for caller in pods for called in pods
-        if allowed(policies, "Egress", pods[caller], pods[called], GRPC) and allowed(policies, "Ingress", pods[called], pods[caller], GRPC)}
+        (caller, callee) for caller in pods for callee in pods
+        if allowed(policies, "Egress", pods[caller], pods[callee], GRPC) and allowed(policies, "Ingress", pods[callee], pods[caller], GRPC)}
 
 
 def template_of(objects, kind, name=None):
@@ -198,9 +198,9 @@ def check():
         for rule in route["spec"]["rules"]:
             for backend in rule["backendRefs"]:
                 routed |= {(backend["name"], f'{match["method"]["service"]}/{match["method"]["method"]}') for match in rule["matches"]}
-    public = {(rpc["service"], rpc["method"]) for rpc in contract if rpc["service"] in SERVICES and {"public", "customer"} & set(rpc["access"])}
-    wrong += difference("deploy/components/gateway-api, GRPCRoute", public, routed)
-    print(f"deploy/components/gateway-api: {len(public)} of {len(contract)} methods are public, and routed")
+    for_clients = {(rpc["service"], rpc["method"]) for rpc in contract if rpc["service"] in SERVICES and {"public", "customer"} & set(rpc["access"])}
+    wrong += difference("deploy/components/gateway-api, GRPCRoute", for_clients, routed)
+    print(f"deploy/components/gateway-api: {len(for_clients)} of {len(contract)} methods are for clients, and routed")
     return wrong
 
 

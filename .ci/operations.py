@@ -259,7 +259,7 @@ def check_needs_attention(stack, system):
         return grpc(system.port("order"), f"order.v1.InventoryService/{method}", message, operator)
 
     def needs_attention():
-        """Its stock is written off while the Payment Service is suspended, and the refund is rejected."""
+        """Its stock is written off while the Payment Service is suspended, and the refund is refused."""
         row = stock("BatchGetStock", skus=["LAST-ONE"])["stocks"][0]
         free = int(row.get("onHand", 0)) - int(row.get("reserved", 0))
         if not free:

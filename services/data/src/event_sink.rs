@@ -329,11 +329,12 @@ mod tests {
         };
         assert_eq!(sink.gauges().await.expect("read"), (Duration::ZERO, 0));
         let stored = TraceEventStore::new(db);
+        let cutoff = first_id_at(NOW.minus(DAY * 7));
         // In the order of ids, which is also that of positions on PostgreSQL.
         let ages = [9, 8, 7, 2].map(|days| event(NOW.minus(DAY * days), 0));
         stored.insert(ages.to_vec()).await.expect("stored");
         assert_eq!(sink.gauges().await.expect("read"), (DAY * 9, 0));
-        assert_eq!(sink.expiring(DAY * 7).await, 2, "one of exactly 7 days is kept");
+        assert_eq!(sink.expiring(cutoff).await, 2, "one of exactly 7 days is kept");
         let newest = events.high_water_mark().await.expect("read").newest;
         let block = events.read(&Filter::default(), Position::START, newest).await.expect("read");
         let start = store.claim().await.expect("claimed").expect("free");
@@ -341,12 +342,12 @@ mod tests {
         let refused = vec![(refused.event_id, "too large".to_owned())];
         assert!(store.advance(start, *first, refused).await.expect("moved"));
         assert_eq!(sink.gauges().await.expect("read"), (DAY * 8, 1));
-        assert_eq!(sink.expiring(DAY * 7).await, 1);
+        assert_eq!(sink.expiring(cutoff).await, 1);
         // A stale owner moves nothing.
         assert!(!store.advance(start, newest, vec![]).await.expect("no error"));
         assert!(store.advance(*first, newest, vec![]).await.expect("moved"));
         assert_eq!(sink.gauges().await.expect("read"), (Duration::ZERO, 1));
-        assert_eq!(sink.expiring(DAY * 7).await, 0);
+        assert_eq!(sink.expiring(cutoff).await, 0);
     }
 
     #[tokio::test]

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use crate::tls::client::{ALPN_HTTP2, TargetConfigs, Trusted};
 pub use crate::tls::client::{ClientTls, Trust};
 pub use crate::tls::files::{Error, Files};
-use crate::tls::files::{Read, read, roots_of};
+use crate::tls::files::{FileContents, read, roots_of};
 use crate::tls::spiffe::{NameError, end_of, name_error, service_of};
 use crate::tls::time::Time;
 use crate::tls::verify::PlatformClients;
@@ -61,7 +61,7 @@ struct Inner {
 
 /// The files' content, and what is derived from it: replaced as a whole.
 struct Material {
-    read: Read,
+    contents: FileContents,
     service: String,
     ends: Timestamp,
     certified: Arc<CertifiedKey>,
@@ -122,7 +122,7 @@ impl Identity {
     /// Checks the files periodically, and loads them when they are new and valid, until the shutdown. Open connections
     /// are not affected; new ones use the new files.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
-        let mut invalid: Option<Read> = None;
+        let mut invalid: Option<FileContents> = None;
         let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
@@ -139,7 +139,7 @@ impl Identity {
     }
 
     /// Loads the files when they are new. Returns invalid content, so that it is logged only once.
-    fn reload(&self, invalid: Option<Read>) -> Option<Read> {
+    fn reload(&self, invalid: Option<FileContents>) -> Option<FileContents> {
         let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
         let warn = |error: &Error| {
             let because = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
@@ -152,7 +152,7 @@ impl Identity {
                 return invalid;
             }
         };
-        if now == self.current().read || invalid.as_ref() == Some(&now) {
+        if now == self.current().contents || invalid.as_ref() == Some(&now) {
             return invalid;
         }
         let kept = now.clone();
@@ -265,7 +265,7 @@ pub(crate) fn advice(error: &rustls::Error) -> &'static str {
 
 /// Verifies that all parts match, and that peers would accept them.
 fn make(
-    read: Read,
+    contents: FileContents,
     files: &Files,
     trust_domain: &str,
     provider: &Arc<CryptoProvider>,
@@ -273,10 +273,10 @@ fn make(
 ) -> Result<Material, Error> {
     let bad = |source| Error::Certificate { path: files.certificate.clone(), source };
     let empty = |path: &PathBuf, what| Error::Empty { path: path.clone(), what };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read.certificate).filter_map(Result::ok).collect();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&contents.certificate).filter_map(Result::ok).collect();
     let [own, intermediates @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
-    let key = PrivateKeyDer::from_pem_slice(&read.key).map_err(|_| empty(&files.key, "private key"))?;
-    let roots = roots_of(&read.roots, &files.roots)?;
+    let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|_| empty(&files.key, "private key"))?;
+    let roots = roots_of(&contents.roots, &files.roots)?;
     let webpki = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
         .allow_unauthenticated()
         .build()
@@ -301,7 +301,7 @@ fn make(
     server.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    Ok(Material { read, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
+    Ok(Material { contents, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
 }
 
 #[cfg(test)]

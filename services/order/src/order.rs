@@ -137,7 +137,7 @@ pub struct Order {
     /// Why the last attempt failed.
     pub last_error: Option<String>,
     /// The span of its creation, the parent of its later spans.
-    pub span_ref: TraceParent,
+    pub traceparent: TraceParent,
     pub create_time: Timestamp,
     pub update_time: Timestamp,
 }

@@ -121,7 +121,7 @@ impl Orders {
             attempt: 0,
             next_attempt_time: Some(now),
             last_error: None,
-            span_ref: operation.span_ref(),
+            traceparent: operation.traceparent(),
             create_time: now,
             update_time: now,
         };
@@ -218,7 +218,7 @@ impl Orders {
             let order = self.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
             operation.set_user(order.user.as_uuid());
             // A separate trace, linked in both directions: the order's later operations link back (see the driver).
-            operation.link(order.span_ref);
+            operation.link(order.traceparent);
             let table = self.driver.work().table;
             match table(order.state, input) {
                 Decision::Stays => return Ok(order),
@@ -234,7 +234,7 @@ impl Orders {
                         let recorded =
                             store.record_request(&order, input, transitions, driver.context().lease()).await?;
                         if let Some(recorded) = &recorded {
-                            let link = Some(operation.span_ref());
+                            let link = Some(operation.traceparent());
                             driver::start(&driver, Driven { order: recorded.clone(), link });
                         }
                         Ok::<_, Error>(recorded)

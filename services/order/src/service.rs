@@ -1,5 +1,5 @@
 //! The handlers: decode, call the domain, encode. The policy table authorises the caller; the domain checks the order's
-//! owner.
+//! customer.
 
 use std::pin::Pin;
 

@@ -160,9 +160,9 @@ impl Store {
     }
 
     /// An order's state and version.
-    pub(crate) async fn position(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
-        if let Some(position) = self.recent.final_position(id) {
-            return Ok(Some(position));
+    pub(crate) async fn state_and_version(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
+        if let Some(last) = self.recent.final_state_and_version(id) {
+            return Ok(Some(last));
         }
         let columns = [orders::Column::State, orders::Column::Version];
         let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
@@ -367,7 +367,7 @@ fn order(
         attempt: row.attempt,
         next_attempt_time: row.next_attempt_time.map(Timestamp::from_micros),
         last_error: row.last_error,
-        span_ref: row.traceparent.parse().map_err(|_| corrupt("traceparent", &row.traceparent))?,
+        traceparent: row.traceparent.parse().map_err(|_| corrupt("traceparent", &row.traceparent))?,
         create_time: Timestamp::from_micros(row.create_time),
         update_time: Timestamp::from_micros(row.update_time),
     })

@@ -105,7 +105,7 @@ impl Follower {
 
     /// Whether the caller has the final transition already: nothing would wake this stream.
     async fn has_sent_all(&self) -> Result<bool, Error> {
-        let (state, version) = self.store.position(self.id).await?.ok_or(Error::OrderNotFound)?;
+        let (state, version) = self.store.state_and_version(self.id).await?.ok_or(Error::OrderNotFound)?;
         Ok(is_final(state) && version <= self.after)
     }
 

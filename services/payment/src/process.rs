@@ -100,7 +100,7 @@ impl Processor {
             contact_email: command.contact_email,
             fingerprint: command.fingerprint.clone(),
             declined,
-            parent: call.span_ref(),
+            parent: call.traceparent(),
         };
         let open = self.opener("process_payment", call, command.order_id, Some(command.user_id));
         let store = self.store.clone();
@@ -119,7 +119,7 @@ impl Processor {
     pub async fn cancel(&self, command: CancelCommand, call: &Operation) -> Result<Payment, Error> {
         call.set_order(command.order_id.as_uuid());
         let open = self.opener("cancel_payment", call, command.order_id, None);
-        let (store, parent) = (self.store.clone(), call.span_ref());
+        let (store, parent) = (self.store.clone(), call.traceparent());
         let CancelCommand { order_id, refund_n } = command;
         let started = self
             .start(order_id, move |lease| async move { store.cancel(order_id, refund_n, parent, lease, open).await })
@@ -205,10 +205,15 @@ impl Processor {
         order_id: OrderId,
         user_id: Option<UserId>,
     ) -> OpenOperation {
-        let (events, span_ref) = (self.events.clone(), call.span_ref());
+        let (events, traceparent) = (self.events.clone(), call.traceparent());
         Arc::new(move || {
-            let operation =
-                Operation::open(Kind::Internal, name, Parent::Remote(span_ref), Some(EVENT_TYPE), Some(events.clone()));
+            let operation = Operation::open(
+                Kind::Internal,
+                name,
+                Parent::Remote(traceparent),
+                Some(EVENT_TYPE),
+                Some(events.clone()),
+            );
             operation.set_order(order_id.as_uuid());
             if let Some(user_id) = user_id {
                 operation.set_user(user_id.as_uuid());

@@ -87,7 +87,7 @@ pub(crate) enum Kept {
 /// An event and its operation.
 pub(crate) struct Announced<'a> {
     pub(crate) span: &'a Span,
-    pub(crate) span_ref: TraceParent,
+    pub(crate) traceparent: TraceParent,
     pub(crate) kind: Kind,
     pub(crate) event_type: &'static str,
     pub(crate) event: &'a TraceEvent,
@@ -169,8 +169,8 @@ impl Announced<'_> {
         };
         record.set_severity_number(severity);
         record.set_severity_text(text);
-        let flags = self.span_ref.flags();
-        record.set_trace_context(self.span_ref.trace_id, self.span_ref.span_id, Some(flags));
+        let flags = self.traceparent.flags();
+        record.set_trace_context(self.traceparent.trace_id, self.traceparent.span_id, Some(flags));
         record.add_attribute(EVENT_TYPE, self.event_type);
         record.add_attribute(EVENT_STATUS, event.status.name());
         record.add_attribute(EVENT_ID, event.event_id.to_string());
@@ -314,17 +314,17 @@ mod tests {
         let operation = open(Kind::Internal, Kept::Stored);
         for (outcome, severity) in [(Outcome::Success, Severity::Info), (declined(), Severity::Warn)] {
             let event = operation.event(&outcome).expect("it has a slot");
-            let (span, span_ref) = (operation.span(), operation.span_ref());
+            let (span, traceparent) = (operation.span(), operation.traceparent());
             let event_type = "payment_processing";
             let kept = Kept::Stored;
-            Announced { span, span_ref, kind: Kind::Internal, event_type, event: &event, kept }.record(&logger);
+            Announced { span, traceparent, kind: Kind::Internal, event_type, event: &event, kept }.record(&logger);
             let logs = exporter.get_emitted_logs().expect("logs");
             let record = &logs.last().expect("one").record;
             assert_eq!((record.event_name(), record.severity_number()), (Some(event_type), Some(severity)));
             let context = record.trace_context().expect("ids");
             assert_eq!(
                 (context.trace_id.to_string(), context.span_id.to_string()),
-                (span_ref.trace_id(), span_ref.span_id())
+                (traceparent.trace_id(), traceparent.span_id())
             );
             let has = |name: &str| record.attributes_iter().any(|(key, _)| key.as_str() == name);
             assert!(has(EVENT_TYPE) && has(EVENT_STATUS) && has(EVENT_ID));

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The type of an event's error. Types of gRPC codes have the code's name in the gRPC specification; others are more
-/// specific than the code, where the cause is known.
+/// The type of an event's error. Types of gRPC codes have the code's name in the gRPC specification, except
+/// ValidationError and TIMEOUT; others are more specific than the code, where the cause is known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ErrorType {
     /// The request itself is invalid (INVALID_ARGUMENT).
@@ -14,7 +14,7 @@ pub enum ErrorType {
     PaymentDeclined,
     /// The payment gateway did not respond in time.
     GatewayTimeout,
-    /// The payment gateway declined a refund.
+    /// The payment gateway refused a refund.
     RefundRefused,
     /// Stock could not be allocated.
     AllocationError,

@@ -122,7 +122,8 @@ where
         event.record(&mut fields);
         // Not the line's span from `ctx`: a filter that shows the line may hide the span.
         let context = opentelemetry::Context::current();
-        let span_ref = Some(context.span().span_context()).filter(|span_ref| span_ref.is_valid()).map(TraceParent::of);
+        let traceparent =
+            Some(context.span().span_context()).filter(|span_context| span_context.is_valid()).map(TraceParent::of);
         let meta = event.metadata();
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
@@ -133,9 +134,9 @@ where
                 line.insert("level".into(), meta.level().as_str().into());
                 line.insert("service".into(), self.service.as_str().into());
                 line.insert("instance".into(), self.instance.as_str().into());
-                if let Some(span_ref) = span_ref {
-                    line.insert("trace_id".into(), span_ref.trace_id().into());
-                    line.insert("span_id".into(), span_ref.span_id().into());
+                if let Some(traceparent) = traceparent {
+                    line.insert("trace_id".into(), traceparent.trace_id().into());
+                    line.insert("span_id".into(), traceparent.span_id().into());
                 }
                 line.insert("message".into(), fields.message.into());
                 line.insert("target".into(), meta.target().into());
@@ -150,8 +151,8 @@ where
                         None => write!(facts, " {name}={value}")?,
                     }
                 }
-                if let Some(span_ref) = span_ref {
-                    write!(facts, " trace_id={} span_id={}", span_ref.trace_id(), span_ref.span_id())?;
+                if let Some(traceparent) = traceparent {
+                    write!(facts, " trace_id={} span_id={}", traceparent.trace_id(), traceparent.span_id())?;
                 }
                 let clock = time.get(11..19).unwrap_or(&time);
                 writeln!(writer, "{clock} {:5} {:<9} {}{facts}", meta.level(), self.instance, fields.message)
@@ -258,7 +259,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry()
             .with(tracing_opentelemetry::layer().with_tracer(tracer))
             .with(log.with_filter(EnvFilter::new("warn")));
-        let span_ref = tracing::subscriber::with_default(subscriber, || {
+        let traceparent = tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!(target: "ordermesh", "operation");
             span.in_scope(|| tracing::warn!(target: "ordermesh", "inside"));
             tracing::warn!(target: "ordermesh", "outside");
@@ -267,8 +268,8 @@ mod tests {
         let text = String::from_utf8(written.0.lock().clone()).expect("text");
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!(lines[0]["trace_id"], span_ref.trace_id());
-        assert_eq!(lines[0]["span_id"], span_ref.span_id());
+        assert_eq!(lines[0]["trace_id"], traceparent.trace_id());
+        assert_eq!(lines[0]["span_id"], traceparent.span_id());
         assert_eq!(lines[1].get("trace_id"), None, "outside of every span");
     }
 }

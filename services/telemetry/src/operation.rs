@@ -109,7 +109,7 @@ struct Inner {
     event_type: Option<&'static str>,
     sink: Option<Arc<dyn EventSink>>,
     span: Span,
-    span_ref: TraceParent,
+    traceparent: TraceParent,
     start: Timestamp,
     slot: Mutex<Slot>,
 }
@@ -122,7 +122,7 @@ impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operation")
             .field("name", &self.0.name)
-            .field("span_ref", &self.0.span_ref)
+            .field("traceparent", &self.0.traceparent)
             .finish_non_exhaustive()
     }
 }
@@ -151,11 +151,11 @@ impl Operation {
             }
         };
         match parent {
-            Parent::Remote(span_ref) => {
+            Parent::Remote(traceparent) => {
                 // Fails only when no OpenTelemetry layer is installed; then there is no trace.
-                let _ = span.set_parent(Context::new().with_remote_span_context(span_ref.remote()));
+                let _ = span.set_parent(Context::new().with_remote_span_context(traceparent.remote()));
             }
-            Parent::LinkedRoot(span_ref) => span.add_link(span_ref.remote()),
+            Parent::LinkedRoot(traceparent) => span.add_link(traceparent.remote()),
             Parent::Current | Parent::Root => {}
         }
         Self::on(span, kind, name, event_type, sink)
@@ -178,14 +178,14 @@ impl Operation {
         event_type: Option<&'static str>,
         sink: Option<Arc<dyn EventSink>>,
     ) -> Self {
-        let span_ref = span_ref_of(&span);
+        let traceparent = traceparent_of(&span);
         Self(Arc::new(Inner {
             kind,
             name,
             event_type,
             sink,
             span,
-            span_ref,
+            traceparent,
             start: SystemClock.now(),
             slot: Mutex::new(Slot {
                 attributes: BTreeMap::new(),
@@ -215,8 +215,8 @@ impl Operation {
     }
 
     /// Its ids in the trace: what a later step continues from, and what is sent as `traceparent`.
-    pub fn span_ref(&self) -> TraceParent {
-        self.0.span_ref
+    pub fn traceparent(&self) -> TraceParent {
+        self.0.traceparent
     }
 
     /// Links it to another trace.
@@ -318,7 +318,8 @@ impl Operation {
 impl Inner {
     fn announce(&self, event: &TraceEvent, kept: Kept) {
         let Some(event_type) = self.event_type else { return };
-        Announced { span: &self.span, span_ref: self.span_ref, kind: self.kind, event_type, event, kept }.everywhere();
+        Announced { span: &self.span, traceparent: self.traceparent, kind: self.kind, event_type, event, kept }
+            .everywhere();
     }
 
     fn event(&self, slot: &Slot, outcome: &Outcome) -> Option<TraceEvent> {
@@ -336,8 +337,8 @@ impl Inner {
             service: service.to_owned(),
             instance: instance.to_owned(),
             operation: self.name.to_owned(),
-            trace_id: self.span_ref.trace_id(),
-            span_id: self.span_ref.span_id(),
+            trace_id: self.traceparent.trace_id(),
+            span_id: self.traceparent.span_id(),
             start_micros: self.start.as_micros(),
             duration_micros: i64::try_from(end.since(self.start).as_micros()).unwrap_or(i64::MAX),
             order_id: slot.order_id,
@@ -381,7 +382,7 @@ fn cut_off() -> Outcome {
 }
 
 /// The span's ids; random ones when no OpenTelemetry layer is installed, so that an event always has some.
-fn span_ref_of(span: &Span) -> TraceParent {
+fn traceparent_of(span: &Span) -> TraceParent {
     let context = span.context();
     let span_context = context.span().span_context().clone();
     if span_context.is_valid() {

@@ -30,7 +30,7 @@ use crate::call::wire::{
 use crate::client::balance::{Attempt, code_of};
 use crate::client::call::{CallDeadline, ClientCall};
 use crate::client::metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
-use crate::client::retry::attempt_spans::Attempts;
+use crate::client::retry::attempt_spans::AttemptSpans;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
@@ -202,7 +202,7 @@ struct Retries {
     previous: u32,
     transparent: u32,
     visited: Visited,
-    attempts: Attempts,
+    attempt_spans: AttemptSpans,
     tap: Option<Arc<TapDetails>>,
 }
 
@@ -210,7 +210,7 @@ impl Retries {
     fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
         let ClientCall { policy, operation, deadline, visited, tap, rule: _, affinity_key: _ } = call;
         Self {
-            attempts: Attempts::begin(operation.clone()),
+            attempt_spans: AttemptSpans::begin(operation.clone()),
             operation,
             may_repeat: config.is_on && policy.is_some_and(may_repeat),
             // Read here: the task that makes this call is the one that serves the other.
@@ -235,7 +235,7 @@ impl Retries {
         S: Service<Request, Response = Response, Error = AttemptError>,
     {
         loop {
-            self.attempts.failed(code, self.visited.last().as_ref());
+            self.attempt_spans.failed(code, self.visited.last().as_ref());
             if let Next::After(wait) = next {
                 sleep(wait).await;
             }
@@ -245,7 +245,7 @@ impl Retries {
             let outcome = inner.call(request).await;
             (code, next) = self.after(&outcome);
             if next == Next::Return {
-                self.attempts.ended(code, self.visited.last().as_ref());
+                self.attempt_spans.ended(code, self.visited.last().as_ref());
                 return outcome.map_err(|failure| failure.status);
             }
         }
@@ -256,9 +256,9 @@ impl Retries {
         self.previous += u32::from(!is_transparent);
         self.transparent += u32::from(is_transparent);
         // Replaces the call's own; without propagation there is none.
-        let span_ref = self.attempts.again(self.previous, is_transparent);
-        if let (Some(span_ref), Some(header)) = (span_ref, request.headers_mut().get_mut(TRACEPARENT)) {
-            *header = never_indexed(span_ref);
+        let traceparent = self.attempt_spans.again(self.previous, is_transparent);
+        if let (Some(traceparent), Some(header)) = (traceparent, request.headers_mut().get_mut(TRACEPARENT)) {
+            *header = never_indexed(traceparent);
         }
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));
@@ -311,9 +311,9 @@ impl Retries {
 impl Drop for Retries {
     fn drop(&mut self) {
         let recorded = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
-        if let Some((operation, at)) = recorded.zip(self.visited.last()) {
-            operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
-            at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
+        if let Some((operation, server)) = recorded.zip(self.visited.last()) {
+            operation.set_on_span(SERVER_ADDRESS, server.host().to_owned());
+            server.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
         }
     }
 }

@@ -135,8 +135,8 @@ fn set_attribute_headers(attributes: &CallAttributes, headers: &mut HeaderMap) {
 fn propagate(config: &ClientTelemetryConfig, operation: &Operation, headers: &mut HeaderMap) {
     let propagation = config.propagation;
     if propagation.trace_context {
-        if let Ok(span_ref) = HeaderValue::from_bytes(&operation.span_ref().header()) {
-            headers.insert(TRACEPARENT, never_indexed(span_ref));
+        if let Ok(traceparent) = HeaderValue::from_bytes(&operation.traceparent().header()) {
+            headers.insert(TRACEPARENT, never_indexed(traceparent));
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }

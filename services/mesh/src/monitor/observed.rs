@@ -150,7 +150,7 @@ impl Observed {
                 request_bytes,
                 would_be_denied,
                 response_bytes: end.response_bytes,
-                trace_id: tap.operation.map(|operation| operation.span_ref().trace_id()).unwrap_or_default(),
+                trace_id: tap.operation.map(|operation| operation.traceparent().trace_id()).unwrap_or_default(),
             }
         });
     }

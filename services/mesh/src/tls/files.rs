@@ -52,7 +52,7 @@ pub enum Error {
         service: String,
     },
     /// The certificate, its key and the roots do not match, or the certificate has expired.
-    #[error("the certificate {path} is not good{}", advice(.source))]
+    #[error("the certificate {path} is not valid{}", advice(.source))]
     Certificate {
         /// The certificate's file.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum Error {
 
 /// The bytes of the three files.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Read {
+pub(crate) struct FileContents {
     pub(crate) certificate: Vec<u8>,
     pub(crate) key: Vec<u8>,
     pub(crate) roots: Vec<u8>,
@@ -85,6 +85,6 @@ pub(crate) fn roots_of(pem: &[u8], path: &Path) -> Result<Arc<RootCertStore>, Er
     Ok(Arc::new(roots))
 }
 
-pub(crate) fn read(files: &Files) -> Result<Read, Error> {
-    Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
+pub(crate) fn read(files: &Files) -> Result<FileContents, Error> {
+    Ok(FileContents { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
 }

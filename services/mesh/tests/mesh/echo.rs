@@ -109,7 +109,7 @@ impl Echo {
             "time left" => mesh::time_left().map_or("none".into(), |left| left.as_micros().to_string()),
             "caller" => format!("{:?}", mesh::caller(extensions)),
             "peer" => mesh::peer(extensions).map_or("none".into(), |peer| peer.ip().to_string()),
-            "span" => mesh::operation(extensions).span_ref().to_string(),
+            "span" => mesh::operation(extensions).traceparent().to_string(),
             "metadata" => {
                 let keys = request.metadata().keys();
                 let mut names: Vec<_> = keys.map(|key| format!("{key:?}").replace('"', "")).collect();

@@ -18,8 +18,8 @@ fn trace_id(number: u32) -> String {
 
 /// A call with a trace context of the test's own, which the client does not change. Flags 01: sampled.
 fn within(text: &str, number: u32, flags: &str, states: &[&str]) -> Request<String> {
-    let span_ref = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
-    let mut request = with_metadata(text, &[("traceparent", span_ref.as_str())]);
+    let traceparent = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
+    let mut request = with_metadata(text, &[("traceparent", traceparent.as_str())]);
     for state in states {
         request.metadata_mut().append("tracestate", state.parse().expect("a value"));
     }
@@ -140,19 +140,22 @@ async fn with_propagation(propagation: Propagation, is_mesh_service: bool, numbe
 
 #[tokio::test]
 async fn the_configured_headers_are_propagated_and_no_others() {
-    let [span_ref, state, baggage] = with_propagation(Propagation::DEFAULT, true, 0x80).await;
-    assert!(span_ref.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(), "{span_ref} {state} {baggage}");
-    let both = Propagation { baggage: true, ..Propagation::DEFAULT };
-    let [span_ref, state, baggage] = with_propagation(both, true, 0x81).await;
+    let [traceparent, state, baggage] = with_propagation(Propagation::DEFAULT, true, 0x80).await;
     assert!(
-        span_ref.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold",
-        "{span_ref} {state} {baggage}"
+        traceparent.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(),
+        "{traceparent} {state} {baggage}"
+    );
+    let both = Propagation { baggage: true, ..Propagation::DEFAULT };
+    let [traceparent, state, baggage] = with_propagation(both, true, 0x81).await;
+    assert!(
+        traceparent.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold",
+        "{traceparent} {state} {baggage}"
     );
     assert_eq!(with_propagation(Propagation::NONE, true, 0x82).await, ["", "", ""]);
     assert!(observed().spans_of(&trace_id(0x82)).is_empty(), "none is read either");
-    let [span_ref, _, baggage] = with_propagation(both, false, 0x83).await;
+    let [traceparent, _, baggage] = with_propagation(both, false, 0x83).await;
     assert!(
-        span_ref.contains(&trace_id(0x83)) && baggage.is_empty(),
+        traceparent.contains(&trace_id(0x83)) && baggage.is_empty(),
         "expected no baggage for an external service: {baggage}"
     );
 }
@@ -161,7 +164,8 @@ async fn the_configured_headers_are_propagated_and_no_others() {
 async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
     observed();
     let world = World::with(WorldOptions { propagation: Propagation::NONE, ..WorldOptions::default() }).await;
-    let span_ref = call(&world.anonymous(), SAY, within("span", 0x83, "01", &[])).await.expect("answered").into_inner();
-    assert!(!span_ref.contains(&trace_id(0x83)), "{span_ref}");
-    assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 1, "it still has a span");
+    let traceparent =
+        call(&world.anonymous(), SAY, within("span", 0x83, "01", &[])).await.expect("answered").into_inner();
+    assert!(!traceparent.contains(&trace_id(0x83)), "{traceparent}");
+    assert_eq!(observed().spans_of(&traceparent[3..35]).len(), 1, "it still has a span");
 }

@@ -61,14 +61,14 @@ async fn a_retried_call_has_a_span_for_each_attempt_and_other_calls_have_none() 
     first.answer_with(Code::Unavailable);
     let to = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
     // Until a call begins on the failing instance.
-    let span_ref = loop {
-        let span_ref = say(&to, READ, "span").await.expect("answered by the second");
+    let traceparent = loop {
+        let traceparent = say(&to, READ, "span").await.expect("answered by the second");
         if first.handlers_started() > 0 {
-            break span_ref;
+            break traceparent;
         }
-        assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 2, "client and server");
+        assert_eq!(observed().spans_of(&traceparent[3..35]).len(), 2, "client and server");
     };
-    let spans = observed().spans_of(&span_ref[3..35]);
+    let spans = observed().spans_of(&traceparent[3..35]);
     assert_eq!(spans.len(), 5, "the call, two attempts, two served");
     let named = |name: &str, kind: SpanKind| {
         let mut named: Vec<_> = spans.iter().filter(|span| span.name == name && span.span_kind == kind).collect();

@@ -99,8 +99,9 @@ async fn a_services_trace_is_continued_although_clients_are_not_trusted() {
 #[tokio::test]
 async fn a_malformed_traceparent_starts_a_new_trace() {
     let world = trusting().await;
-    let span_ref = call(&world.anonymous(), SAY, Request::new("span".to_owned())).await.expect("answered").into_inner();
-    span_ref.parse::<TraceParent>().expect("a traceparent");
+    let traceparent =
+        call(&world.anonymous(), SAY, Request::new("span".to_owned())).await.expect("answered").into_inner();
+    traceparent.parse::<TraceParent>().expect("a traceparent");
     let response = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
     assert_eq!(response.code(), tonic::Code::Ok);
 }
@@ -108,13 +109,13 @@ async fn a_malformed_traceparent_starts_a_new_trace() {
 #[tokio::test]
 async fn a_clients_span_is_the_servers_parent() {
     let world = trusting().await;
-    let span_ref = say(&world.anonymous(), SAY, "span").await.expect("answered");
-    let span_ref: TraceParent = span_ref.parse().expect("a traceparent");
-    let spans = observed().spans_of(&span_ref.trace_id());
+    let traceparent = say(&world.anonymous(), SAY, "span").await.expect("answered");
+    let traceparent: TraceParent = traceparent.parse().expect("a traceparent");
+    let spans = observed().spans_of(&traceparent.trace_id());
     let of = |kind: SpanKind| spans.iter().find(|span| span.span_kind == kind).expect("a span of each kind");
     let (made, served) = (of(SpanKind::Client), of(SpanKind::Server));
     assert_eq!(served.parent_span_id, made.span_context.span_id());
-    assert_eq!(served.span_context.span_id().to_string(), span_ref.span_id());
+    assert_eq!(served.span_context.span_id().to_string(), traceparent.span_id());
     assert_eq!(made.name, served.name);
     assert_eq!(attribute(made, "server.address").as_deref(), Some("127.0.0.1"));
     assert_eq!(attribute(made, "server.port"), Some(world.address.port().to_string()));
@@ -146,12 +147,13 @@ async fn an_untraced_call_of_a_service_opens_no_span_on_either_side() {
     let channel = world.service("order", MESH_SECRET);
     let seen = call(&channel, SERVICE, mesh::untraced("metadata".to_owned())).await.expect("answered").into_inner();
     assert!(!seen.contains("traceparent"), "{seen}");
-    let span_ref = call(&channel, SERVICE, mesh::untraced("span".to_owned())).await.expect("answered").into_inner();
-    let span_ref: TraceParent = span_ref.parse().expect("ids nevertheless");
-    assert!(observed().spans_of(&span_ref.trace_id()).is_empty());
+    let traceparent = call(&channel, SERVICE, mesh::untraced("span".to_owned())).await.expect("answered").into_inner();
+    let traceparent: TraceParent = traceparent.parse().expect("ids nevertheless");
+    assert!(observed().spans_of(&traceparent.trace_id()).is_empty());
     // Control: the same call, traced.
-    let span_ref: TraceParent = say(&channel, SERVICE, "span").await.expect("answered").parse().expect("a traceparent");
-    assert_eq!(observed().spans_of(&span_ref.trace_id()).len(), 2);
+    let traceparent: TraceParent =
+        say(&channel, SERVICE, "span").await.expect("answered").parse().expect("a traceparent");
+    assert_eq!(observed().spans_of(&traceparent.trace_id()).len(), 2);
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
         last_error: last_error.unwrap_or_default().to_owned(),
         create_time: Some(to_proto::timestamp(order.create_time)),
         update_time: Some(to_proto::timestamp(order.update_time)),
-        trace_id: order.span_ref.trace_id(),
+        trace_id: order.traceparent.trace_id(),
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn largest(id: u128) -> Order {
         attempt: i32::MAX,
         next_attempt_time: Some(Timestamp::from_micros(i64::MAX)),
         last_error: Some(wide(500)),
-        span_ref: format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16)).parse().expect("a traceparent"),
+        traceparent: format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16)).parse().expect("a traceparent"),
         create_time: Timestamp::from_micros(i64::MAX),
         update_time: Timestamp::from_micros(i64::MAX),
     }

@@ -55,7 +55,8 @@ impl Effects {
 
     async fn process_payment(&self, order: &Order, context: &Context) -> Result<Performed, storage::Error> {
         // Without an event of this service: the Payment Service writes the payment's events.
-        let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.span_ref), None, None);
+        let operation =
+            Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.traceparent), None, None);
         operation.set_order(order.id.as_uuid());
         let outcome = self.payments.process(order).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, order).await {
@@ -161,7 +162,7 @@ impl Effects {
             Some(link) => Some(link),
             None => self.store.span_of(order.id, order.state).await?,
         };
-        if let Some(other) = requested_by.filter(|span| span.trace_id() != order.span_ref.trace_id()) {
+        if let Some(other) = requested_by.filter(|span| span.trace_id() != order.traceparent.trace_id()) {
             operation.link(other);
         }
         let outcome = self.payments.cancel(order).instrument(operation.span().clone()).await;
@@ -199,7 +200,7 @@ impl Effects {
     /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
     fn open_operation(&self, order: &Order, effect: Effect) -> Operation {
         let sink = Some(self.events.clone());
-        let parent = Parent::Remote(order.span_ref);
+        let parent = Parent::Remote(order.traceparent);
         let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);
         operation.set_order(order.id.as_uuid());
         operation.set_user(order.user.as_uuid());

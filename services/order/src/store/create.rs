@@ -140,7 +140,7 @@ fn order_rows(orders: &[&NewOrder], now: Option<i64>) -> Rows {
         .with("now", each().map(|_| now))
         .with("lease_owner", orders.iter().map(|new| new.lease.owner.clone()))
         .with("lease_length", orders.iter().map(|new| micros(new.lease.length)))
-        .with("traceparent", each().map(|order| order.span_ref.to_string()))
+        .with("traceparent", each().map(|order| order.traceparent.to_string()))
         .with("create_time", each().map(|order| order.create_time.as_micros()))
         .with("update_time", each().map(|order| order.update_time.as_micros()))
 }

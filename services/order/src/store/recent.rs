@@ -1,6 +1,6 @@
 //! What a watcher needs of this instance's newest orders, in memory, so that following an order costs no query.
 //!
-//! Only what cannot change is kept: an order's owner, the transitions that were committed, and the fulfilment of an
+//! Only what cannot change is kept: an order's customer, the transitions that were committed, and the fulfilment of an
 //! order that has started. Another instance may have added transitions since: a reader that needs those asks the
 //! database. Whole orders are not kept: their lines can be written off at any time.
 
@@ -23,19 +23,19 @@ pub(super) struct Recent(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
 struct Kept {
-    orders: HashMap<OrderId, Entry>,
-    /// By age, with orders that were dropped since.
-    ages: VecDeque<OrderId>,
+    orders: HashMap<OrderId, RecentOrder>,
+    /// Oldest first, with orders that were dropped since.
+    by_age: VecDeque<OrderId>,
 }
 
-struct Entry {
+struct RecentOrder {
     user: UserId,
     /// All transitions, from the first.
     history: Vec<HistoryEntry>,
     fulfillment: Option<Fulfillment>,
 }
 
-impl Entry {
+impl RecentOrder {
     fn version(&self) -> i64 {
         self.history.last().map_or(0, |entry| entry.version)
     }
@@ -45,10 +45,10 @@ impl Recent {
     /// Keeps an order that was created.
     pub(super) fn created(&self, order: &Order, first: HistoryEntry) {
         let mut kept = self.0.lock();
-        kept.ages.push_back(order.id);
-        kept.orders.insert(order.id, Entry { user: order.user, history: vec![first], fulfillment: None });
-        while kept.ages.len() > MAX_ORDERS
-            && let Some(oldest) = kept.ages.pop_front()
+        kept.by_age.push_back(order.id);
+        kept.orders.insert(order.id, RecentOrder { user: order.user, history: vec![first], fulfillment: None });
+        while kept.by_age.len() > MAX_ORDERS
+            && let Some(oldest) = kept.by_age.pop_front()
         {
             kept.orders.remove(&oldest);
         }
@@ -58,12 +58,12 @@ impl Recent {
     /// has a long history, is dropped.
     pub(super) fn advanced(&self, before: &Order, after: &Order, transitions: impl IntoIterator<Item = HistoryEntry>) {
         let mut kept = self.0.lock();
-        let Some(entry) = kept.orders.get_mut(&after.id) else { return };
-        let is_next = entry.version() == before.version;
-        entry.history.extend(transitions);
-        entry.fulfillment.clone_from(&after.fulfillment);
-        let is_short = u64::try_from(entry.history.len()).is_ok_and(|count| count <= MAX_HISTORY);
-        if !is_next || !is_short || entry.version() != after.version {
+        let Some(order) = kept.orders.get_mut(&after.id) else { return };
+        let is_next = order.version() == before.version;
+        order.history.extend(transitions);
+        order.fulfillment.clone_from(&after.fulfillment);
+        let is_short = u64::try_from(order.history.len()).is_ok_and(|count| count <= MAX_HISTORY);
+        if !is_next || !is_short || order.version() != after.version {
             kept.orders.remove(&after.id);
         }
     }
@@ -75,8 +75,8 @@ impl Recent {
 
     /// Whether the order belongs to the scope. `None`: it is not kept.
     pub(super) fn is_in(&self, scope: Scope, id: OrderId) -> Option<bool> {
-        self.read(id, |entry| match scope {
-            Scope::Of(user) => entry.user == user,
+        self.read(id, |order| match scope {
+            Scope::Of(user) => order.user == user,
             Scope::All => true,
         })
     }
@@ -84,25 +84,25 @@ impl Recent {
     /// The transitions after a version, oldest first. `None`: the order is not kept up to the version `known`, which is
     /// known to be committed.
     pub(super) fn history_after(&self, id: OrderId, version: i64, known: i64) -> Option<Vec<HistoryEntry>> {
-        let after = |entry: &Entry| {
-            let newer = entry.history.iter().filter(|entry| entry.version > version);
-            (entry.version() >= known).then(|| newer.cloned().collect())
+        let after = |order: &RecentOrder| {
+            let newer = order.history.iter().filter(|entry| entry.version > version);
+            (order.version() >= known).then(|| newer.cloned().collect())
         };
         self.read(id, after).flatten()
     }
 
     /// The state and the version of an order in a final state.
-    pub(super) fn final_position(&self, id: OrderId) -> Option<(State, i64)> {
-        let last = |entry: &Entry| entry.history.last().map(|last| (last.state, last.version));
+    pub(super) fn final_state_and_version(&self, id: OrderId) -> Option<(State, i64)> {
+        let last = |order: &RecentOrder| order.history.last().map(|last| (last.state, last.version));
         self.read(id, last).flatten().filter(|(state, _)| is_final(*state))
     }
 
     /// The fulfilment of an order, if it has started.
     pub(super) fn fulfillment(&self, id: OrderId) -> Option<Fulfillment> {
-        self.read(id, |entry| entry.fulfillment.clone()).flatten()
+        self.read(id, |order| order.fulfillment.clone()).flatten()
     }
 
-    fn read<T>(&self, id: OrderId, read: impl FnOnce(&Entry) -> T) -> Option<T> {
+    fn read<T>(&self, id: OrderId, read: impl FnOnce(&RecentOrder) -> T) -> Option<T> {
         self.0.lock().orders.get(&id).map(read)
     }
 }
@@ -142,10 +142,10 @@ mod tests {
         assert_eq!(recent.is_in(Scope::Of(created.user), created.id), Some(true));
         assert_eq!(recent.is_in(Scope::Of(UserId::from_uuid(uuid::Uuid::nil())), created.id), Some(false));
         recent.advanced(&created, &cancelling, [entry(&cancelling)]);
-        assert_eq!(recent.final_position(created.id), None, "another instance may retry it");
+        assert_eq!(recent.final_state_and_version(created.id), None, "CANCELLING is not final");
         recent.advanced(&cancelling, &cancelled, [entry(&cancelled)]);
         assert_eq!(versions(&recent, created.id, 1, 3), Some(vec![2, 3]));
-        assert_eq!(recent.final_position(created.id), Some((State::Cancelled, 3)));
+        assert_eq!(recent.final_state_and_version(created.id), Some((State::Cancelled, 3)));
         assert_eq!(recent.fulfillment(created.id), cancelled.fulfillment);
     }
 
@@ -175,6 +175,6 @@ mod tests {
             .collect();
         let kept = ids.iter().filter(|id| recent.is_in(Scope::All, **id).is_some()).count();
         assert_eq!((kept, recent.is_in(Scope::All, ids[0])), (MAX_ORDERS, None));
-        assert_eq!(recent.0.lock().ages.len(), MAX_ORDERS);
+        assert_eq!(recent.0.lock().by_age.len(), MAX_ORDERS);
     }
 }

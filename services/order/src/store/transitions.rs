@@ -21,7 +21,7 @@ pub(crate) struct Transition {
     pub(super) to: State,
     /// For the history.
     pub(super) reason: String,
-    pub(super) span_ref: TraceParent,
+    pub(super) traceparent: TraceParent,
     /// The operation whose event is written with it, and its outcome.
     pub(super) event: Option<(Operation, Outcome)>,
 }
@@ -32,7 +32,7 @@ impl Transition {
         Self {
             to: INITIAL,
             reason: "order created".into(),
-            span_ref: operation.span_ref(),
+            traceparent: operation.traceparent(),
             event: Some((operation.clone(), Outcome::Success)),
         }
     }
@@ -44,8 +44,8 @@ impl Transition {
             state: self.to,
             time: order.update_time,
             reason: self.reason.clone(),
-            trace_id: self.span_ref.trace_id(),
-            span_id: self.span_ref.span_id(),
+            trace_id: self.traceparent.trace_id(),
+            span_id: self.traceparent.span_id(),
         }
     }
 }
@@ -78,7 +78,7 @@ impl Transitions {
         reason: impl Into<String>,
         span: &Operation,
     ) -> Result<(), NoTransition> {
-        self.push(input, reason.into(), span.span_ref(), None)
+        self.push(input, reason.into(), span.traceparent(), None)
     }
 
     /// The same, with the operation's event.
@@ -89,19 +89,19 @@ impl Transitions {
         operation: &Operation,
         outcome: Outcome,
     ) -> Result<(), NoTransition> {
-        self.push(input, reason.into(), operation.span_ref(), Some((operation.clone(), outcome)))
+        self.push(input, reason.into(), operation.traceparent(), Some((operation.clone(), outcome)))
     }
 
     fn push(
         &mut self,
         input: Input,
         reason: String,
-        span_ref: TraceParent,
+        traceparent: TraceParent,
         event: Option<(Operation, Outcome)>,
     ) -> Result<(), NoTransition> {
         let from = self.state();
         let Decision::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
-        self.taken.push(Transition { to, reason, span_ref, event });
+        self.taken.push(Transition { to, reason, traceparent, event });
         Ok(())
     }
 
@@ -262,8 +262,8 @@ pub(super) async fn record_transitions<'a>(
         .with("state", entries.iter().map(|(_, _, transition)| transition.to.name().to_owned()))
         .with("time", entries.iter().map(|(order, _, _)| order.update_time.as_micros()))
         .with("reason", entries.iter().map(|(_, _, transition)| transition.reason.clone()))
-        .with("trace_id", entries.iter().map(|(_, _, transition)| transition.span_ref.trace_id()))
-        .with("span_id", entries.iter().map(|(_, _, transition)| transition.span_ref.span_id()));
+        .with("trace_id", entries.iter().map(|(_, _, transition)| transition.traceparent.trace_id()))
+        .with("span_id", entries.iter().map(|(_, _, transition)| transition.traceparent.span_id()));
     let insert = "INSERT INTO order_history (order_id, version, state, time, reason, trace_id, span_id) \
                   SELECT order_id, version, state, time, reason, trace_id, span_id FROM v";
     tx.conn().execute_rows(rows, insert).await?;

@@ -99,8 +99,8 @@ impl Payments {
             outcome: result.outcome.clone(),
             state,
             time: now,
-            trace_id: operation.span_ref().trace_id(),
-            span_id: operation.span_ref().span_id(),
+            trace_id: operation.traceparent().trace_id(),
+            span_id: operation.traceparent().span_id(),
         };
         Decision { next, schedule, attempt }
     }

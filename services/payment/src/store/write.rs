@@ -128,7 +128,7 @@ impl Store {
         open: &OpenOperation,
     ) -> Result<(), Error> {
         let operation = open();
-        let attempt = self.record_of(new, outcome, operation.span_ref());
+        let attempt = self.record_of(new, outcome, operation.traceparent());
         insert_attempts(tx, std::iter::once((new.order_id, &attempt))).await?;
         if let Some((name, event)) = event_of(new.state, new.decline_code, outcome) {
             operation.set("operation", name);
@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// The attempt of a change without the gateway.
-    pub(super) fn record_of(&self, payment: &Payment, outcome: &str, span_ref: TraceParent) -> Attempt {
+    pub(super) fn record_of(&self, payment: &Payment, outcome: &str, traceparent: TraceParent) -> Attempt {
         Attempt {
             attempt: payment.attempt,
             effect: "record".to_owned(),
@@ -147,8 +147,8 @@ impl Store {
                 .map_or_else(|| outcome.to_owned(), |code| format!("{outcome}: {}", code.name())),
             state: payment.state,
             time: self.clock.now(),
-            trace_id: span_ref.trace_id(),
-            span_id: span_ref.span_id(),
+            trace_id: traceparent.trace_id(),
+            span_id: traceparent.span_id(),
         }
     }
 }

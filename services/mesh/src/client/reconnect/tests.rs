@@ -20,13 +20,13 @@ const MS: Duration = Duration::from_millis(1);
 
 /// Reports each attempt; connects to a pipe while there are any, else fails.
 struct Pipes {
-    tries: UnboundedSender<Instant>,
+    attempts: UnboundedSender<Instant>,
     pipes: Mutex<Vec<DuplexStream>>,
 }
 
 impl Connect for Pipes {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected, String>> {
-        let _ = self.tries.send(Instant::now());
+        let _ = self.attempts.send(Instant::now());
         let pipe = self.pipes.lock().pop();
         Box::pin(async move {
             match pipe {
@@ -40,7 +40,7 @@ impl Connect for Pipes {
 struct World {
     endpoint: Arc<Endpoint>,
     pipes: Arc<Pipes>,
-    tries: UnboundedReceiver<Instant>,
+    attempts: UnboundedReceiver<Instant>,
     changed: Arc<Notify>,
     maintained: tokio::task::JoinHandle<()>,
 }
@@ -60,17 +60,17 @@ impl World {
             metrics,
         };
         let endpoint = Arc::new(Endpoint::new("a:1".into(), &config, CancellationToken::new()));
-        let (tries_in, tries) = unbounded_channel();
+        let (attempts_in, attempts) = unbounded_channel();
         let (ours, theirs) = (0..connections).map(|_| tokio::io::duplex(1 << 16)).unzip();
-        let pipes = Arc::new(Pipes { tries: tries_in, pipes: Mutex::new(ours) });
+        let pipes = Arc::new(Pipes { attempts: attempts_in, pipes: Mutex::new(ours) });
         let changed = Arc::new(Notify::new());
         let reconnect = Reconnect { connect: pipes.clone(), rng, changed: changed.clone(), failures: Arc::default() };
         let maintained = tokio::spawn(maintain(endpoint.clone(), 0, reconnect));
-        (Self { endpoint, pipes, tries, changed, maintained }, theirs)
+        (Self { endpoint, pipes, attempts, changed, maintained }, theirs)
     }
 
     /// The same, after the other ends have sent their SETTINGS.
-    async fn greeted(connections: usize) -> (Self, Vec<DuplexStream>) {
+    async fn with_settings(connections: usize) -> (Self, Vec<DuplexStream>) {
         let (world, mut others) = Self::new(connections);
         for other in &mut others {
             other.write_all(&SETTINGS).await.expect("room");
@@ -78,8 +78,8 @@ impl World {
         (world, others)
     }
 
-    async fn next_try(&mut self) -> Instant {
-        self.tries.recv().await.expect("a try")
+    async fn next_attempt(&mut self) -> Instant {
+        self.attempts.recv().await.expect("an attempt")
     }
 
     async fn until_ready(&self, is_ready: bool) {
@@ -96,9 +96,9 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
     let (mut world, _) = World::new(0);
-    let mut last = world.next_try().await;
+    let mut last = world.next_attempt().await;
     for millis in [50, 100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
-        let next = world.next_try().await;
+        let next = world.next_attempt().await;
         assert_eq!(next - last, millis * MS);
         last = next;
     }
@@ -112,33 +112,33 @@ async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
 #[tokio::test(start_paused = true)]
 async fn waiting_calls_shorten_the_backoff_to_a_minimum() {
     let (mut world, _) = World::new(0);
-    let mut last = world.next_try().await;
+    let mut last = world.next_attempt().await;
     for _ in 0..5 {
-        last = world.next_try().await;
+        last = world.next_attempt().await;
     }
     // 1.6 s would be next.
     (0..100).for_each(|_| world.endpoint.request_connection());
-    assert_eq!(world.next_try().await - last, MIN_INTERVAL);
+    assert_eq!(world.next_attempt().await - last, MIN_INTERVAL);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_made_again_immediately() {
-    let (mut world, mut others) = World::greeted(2).await;
-    world.next_try().await;
+    let (mut world, mut others) = World::with_settings(2).await;
+    world.next_attempt().await;
     world.until_ready(true).await;
     tokio::time::sleep(2 * STABLE_AFTER).await;
     let lost = Instant::now();
     others.pop();
-    assert_eq!(world.next_try().await, lost);
+    assert_eq!(world.next_attempt().await, lost);
     world.until_ready(true).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_ends_early_counts_as_a_failure() {
-    let (mut world, others) = World::greeted(2).await;
-    let first = world.next_try().await;
+    let (mut world, others) = World::with_settings(2).await;
+    let first = world.next_attempt().await;
     drop(others);
-    assert_eq!(world.next_try().await - first, BACKOFF);
+    assert_eq!(world.next_attempt().await - first, BACKOFF);
     world.until_ready(false).await;
 }
 
@@ -158,7 +158,7 @@ async fn a_stream_outlives_its_instances_removal() {
     });
     let pipe = TokioIo::new(others.pop().expect("one"));
     tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(pipe, service));
-    world.next_try().await;
+    world.next_attempt().await;
     world.until_ready(true).await;
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
     let Ok((index, sending)) = world.endpoint.send(request) else { panic!("not connected") };
@@ -172,9 +172,9 @@ async fn a_stream_outlives_its_instances_removal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_instance_takes_no_more_calls_and_its_keeper_ends() {
-    let (mut world, _others) = World::greeted(1).await;
-    world.next_try().await;
+async fn a_removed_instance_takes_no_more_calls_and_its_connection_is_no_longer_maintained() {
+    let (mut world, _others) = World::with_settings(1).await;
+    world.next_attempt().await;
     world.until_ready(true).await;
     world.endpoint.removed.cancel();
     world.maintained.await.expect("no panic");

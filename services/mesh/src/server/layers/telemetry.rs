@@ -116,20 +116,20 @@ impl ServerTelemetryConfig {
             return Operation::open(Kind::Server, name, Parent::Root, event, self.events.clone());
         }
         let remote = headers.get(TRACEPARENT).and_then(|value| {
-            let span_ref = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
-            if span_ref.is_none() {
+            let traceparent = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
+            if traceparent.is_none() {
                 self.rejections.count(Cause::Traceparent);
             }
-            span_ref
+            traceparent
         });
         let from_service = call.known_service().is_some();
         let parent = match remote {
             None if from_service => return non_recording(name, event.zip(self.events.clone())),
             None => Parent::Root,
-            Some(span_ref) if from_service || self.trust_client_trace_context => Parent::Remote(span_ref),
-            Some(span_ref) => Parent::LinkedRoot(span_ref),
+            Some(traceparent) if from_service || self.trust_client_trace_context => Parent::Remote(traceparent),
+            Some(traceparent) => Parent::LinkedRoot(traceparent),
         };
-        let Parent::Remote(span_ref) = parent else {
+        let Parent::Remote(traceparent) = parent else {
             return Operation::open(Kind::Server, name, parent, event, self.events.clone());
         };
         // Both are rare: without them, the operation is opened under its remote parent directly.
@@ -139,7 +139,7 @@ impl ServerTelemetryConfig {
             return Operation::open(Kind::Server, name, parent, event, self.events.clone());
         }
         let (tracestate, baggage) = (tracestate.as_deref(), baggage.as_deref());
-        let _current = RemoteContext { parent: span_ref, tracestate, baggage }.attach();
+        let _current = RemoteContext { parent: traceparent, tracestate, baggage }.attach();
         Operation::open(Kind::Server, name, Parent::Current, event, self.events.clone())
     }
 }

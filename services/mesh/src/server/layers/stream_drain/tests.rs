@@ -10,10 +10,10 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
+async fn a_health_watch_ends_with_unavailable_at_the_goaway() {
     let goaway = CancellationToken::new();
     let (client, grace) = (Client::new(PolicyTable(&[])), Duration::from_secs(7));
-    for (path, end_after_eviction) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
+    for (path, end_after_goaway) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
         let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, ServerResult> {
             let forever = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
             Box::pin(async move { Ok(Response::new(Body::new(StreamBody::new(forever)))) })
@@ -25,13 +25,13 @@ async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
         goaway.cancel();
         let began = Instant::now();
         let frame = tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await;
-        if end_after_eviction == Duration::MAX {
-            assert!(frame.is_err(), "a unary call is not ended");
+        if end_after_goaway == Duration::MAX {
+            assert!(frame.is_err(), "a call of an unknown method is not ended");
             continue;
         }
         let trailers = frame.expect("in time").expect("a frame").expect("well-formed").into_trailers();
         let status = Status::from_header_map(&trailers.expect("trailers")).expect("a status");
-        assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, end_after_eviction));
+        assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, end_after_goaway));
         assert!(body.frame().await.is_none());
     }
 }
