@@ -79,7 +79,7 @@ pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<()
     };
     let result = tokio::select! {
         // The child has reported the reason on stderr, and is not restarted.
-        who = supervisor.misconfigured() => Err(Error::Misconfigured(who)),
+        service = supervisor.misconfigured() => Err(Error::Misconfigured(service)),
         result = until_ended => result,
         () = signals.next() => Ok(()),
     };
