@@ -88,7 +88,7 @@ def loopback_up():
 
 
 class Fresh:
-    """The root in a folder. Its mounts are in this process's namespace: they end with it, and nobody else sees them."""
+    """The root in a folder. Its mounts are in this process's namespace: they end with it, and no other process sees them."""
 
     def __init__(self, folder, reuse):
         self.root, self.reuse = folder / "root", reuse

@@ -187,8 +187,8 @@ async fn a_missing_database_or_user_is_a_configuration_error_without_retries() {
     for (right, wrong) in [("/postgres?", "/nowhere?"), ("postgres@", "nobody@")] {
         let wrong = url.replace(right, wrong);
         let began = Instant::now();
-        let error =
-            storage::retry_until_reachable(|| open(&wrong, "wrong")).await.expect_err("no such user or database");
+        let opened = storage::retry_until_reachable(|| open(&wrong, "wrong"), |why| panic!("not awaited: {why}")).await;
+        let error = opened.expect_err("no such user or database");
         assert!(error.is_configuration() && !error.may_come_up(), "{error:?}");
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
