@@ -64,6 +64,9 @@ pub(crate) struct Options {
     /// Customers compete for a SKU with little stock, instead of buying SKUs with plenty
     #[arg(long)]
     scarce: bool,
+    /// Every order has the same SKU in it, of which there is plenty
+    #[arg(long, conflicts_with = "scarce")]
+    hot: bool,
     /// Seed of all random choices [default: random, printed]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -109,6 +112,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     }
     let mut load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
     load.placer.max_attempts = options.max_attempts;
+    load.placer.hot = options.hot;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
     let until = StopCondition { orders, duration: options.duration };
     let stop = CancellationToken::new();

@@ -82,6 +82,8 @@ pub(crate) struct OrderPlacer {
     statistics: Statistics,
     skus: Arc<Vec<String>>,
     scarce: bool,
+    /// Every order has the first SKU in it.
+    pub(crate) hot: bool,
     /// Maximum attempts at a call.
     pub(crate) max_attempts: u32,
     /// Maximum wait for an order to finish; `None`: unlimited.
@@ -93,7 +95,7 @@ impl OrderPlacer {
         let is_plenty = |sku: &String| sku != catalog::SCARCE && sku != catalog::FOREIGN;
         let plenty = catalog::stock().into_iter().map(|stock| stock.sku).filter(is_plenty).collect();
         let skus = if scarce { vec![catalog::SCARCE.to_owned()] } else { plenty };
-        Self { system, statistics, skus: Arc::new(skus), scarce, max_attempts: MAX_ATTEMPTS, max_wait: None }
+        Self { system, statistics, skus: Arc::new(skus), scarce, hot: false, max_attempts: MAX_ATTEMPTS, max_wait: None }
     }
 
     /// Adds the little stock that customers compete for.
@@ -160,7 +162,8 @@ impl OrderPlacer {
     }
 
     fn order_request(&self, behaviour: Behaviour, random: &mut StdRng) -> order_v1::CreateOrderRequest {
-        let first = random.random_range(0..self.skus.len());
+        let drawn = random.random_range(0..self.skus.len());
+        let first = if self.hot { 0 } else { drawn };
         let count = random.random_range(1..=3.min(self.skus.len()));
         let items = self.skus.iter().cycle().skip(first).take(count);
         order_v1::CreateOrderRequest {
