@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::event_sink_store::{EventSinkStore, LEASE};
+use crate::event_sink_store::EventSinkStore;
 use crate::feed::{Feed, HighWaterMark, Position};
 use crate::feed_store::{Block, FeedStore};
 use crate::nats::{Connection, Nats, Outcome};
@@ -296,6 +296,7 @@ mod tests {
     use storage::{Database, Options};
 
     use super::*;
+    use crate::event_sink_store::LEASE;
     use crate::migration::MIGRATIONS;
     use crate::sample::event;
     use crate::trace_event_store::TraceEventStore;

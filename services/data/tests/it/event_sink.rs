@@ -4,8 +4,8 @@ use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::stream::{Config, Stream};
 use async_nats::jetstream::{self, Context};
-use contracts::data::v1::TraceEvent;
 use contracts::data::v1::append_result::Outcome::Stored;
+use contracts::data::v1::{ListTraceEventsRequest, TraceEvent};
 use futures_util::StreamExt;
 use prost::Message;
 use sea_orm::{FromQueryResult, Statement};
@@ -183,7 +183,7 @@ async fn while_nats_is_away_events_are_stored_and_afterwards_published() {
         assert_eq!(world.append(more.clone()).await, [Stored; 30]);
         events.extend(more);
     }
-    world.lookup(&["MUG-BLUE"]).await.expect("a lookup");
+    world.list(ListTraceEventsRequest::default()).await.expect("a list");
     // It also starts without NATS.
     let world = world.restart(&["--event-sink", &server.url()], vec![]).await;
     let last = event(0);
