@@ -80,6 +80,8 @@ fn begin(folder: &Path, port: &str) -> (Child, u16) {
         .arg(folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        // The shell reports the kill.
+        .stderr(Stdio::null())
         .spawn()
         .expect("sh runs");
     let mut lines = BufReader::new(keeper.stdout.take().expect("its output")).lines();
