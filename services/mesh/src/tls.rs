@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tls::client::{ALPN_HTTP2, TargetConfigs, Trusted};
 pub use crate::tls::client::{ClientTls, Trust};
+pub(crate) use crate::tls::files::advice;
 pub use crate::tls::files::{Error, Files};
 use crate::tls::files::{FileContents, read, roots_of};
 use crate::tls::spiffe::{NameError, end_of, name_error, service_of};
@@ -249,18 +250,6 @@ pub(crate) fn failure(error: &io::Error) -> &'static str {
         None if error.kind() == io::ErrorKind::TimedOut => "too_slow",
         None => "connection",
     }
-}
-
-/// What to check, when a certificate's dates are the cause.
-pub(crate) fn advice(error: &rustls::Error) -> &'static str {
-    use rustls::{AlertDescription, CertificateError as Bad};
-    let is_about_time = matches!(
-        error,
-        rustls::Error::InvalidCertificate(
-            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
-        ) | rustls::Error::AlertReceived(AlertDescription::CertificateExpired)
-    );
-    if is_about_time { "; renew the certificate, or compare the clocks of both machines" } else { "" }
 }
 
 /// Verifies that all parts match, and that peers would accept them.

@@ -443,7 +443,7 @@ async fn without_a_host_that_accepts_writes_nothing_is_opened_and_the_error_name
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     set_read_only(&server, "on");
     let url = format!("postgres://postgres@{}/postgres?target_session_attrs=read-write", address_of(&server));
-    let options = Options { acquire_timeout: Duration::from_millis(200), ..Options::default() };
+    let options = Options { acquire_timeout: Duration::from_secs(2), ..Options::default() };
     let refused = Database::connect(&url, &options).await.expect_err("read-only");
     let chain = format!("{refused:?}");
     assert!(chain.contains(&format!("127.0.0.1:{} is read-only", server.port())), "{chain}");

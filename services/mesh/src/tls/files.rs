@@ -8,8 +8,6 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::tls::advice;
-
 /// The PEM files of an identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Files {
@@ -60,6 +58,18 @@ pub enum Error {
         #[source]
         source: rustls::Error,
     },
+}
+
+/// What to check, when a certificate's dates are the cause.
+pub(crate) fn advice(error: &rustls::Error) -> &'static str {
+    use rustls::{AlertDescription, CertificateError as Bad};
+    let is_about_time = matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
+        ) | rustls::Error::AlertReceived(AlertDescription::CertificateExpired)
+    );
+    if is_about_time { "; renew the certificate, or compare the clocks of both machines" } else { "" }
 }
 
 /// The bytes of the three files.

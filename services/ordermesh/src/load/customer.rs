@@ -95,7 +95,15 @@ impl OrderPlacer {
         let is_plenty = |sku: &String| sku != catalog::SCARCE && sku != catalog::FOREIGN;
         let plenty = catalog::stock().into_iter().map(|stock| stock.sku).filter(is_plenty).collect();
         let skus = if scarce { vec![catalog::SCARCE.to_owned()] } else { plenty };
-        Self { system, statistics, skus: Arc::new(skus), scarce, hot: false, max_attempts: MAX_ATTEMPTS, max_wait: None }
+        Self {
+            system,
+            statistics,
+            skus: Arc::new(skus),
+            scarce,
+            hot: false,
+            max_attempts: MAX_ATTEMPTS,
+            max_wait: None,
+        }
     }
 
     /// Adds the little stock that customers compete for.
