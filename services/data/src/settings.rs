@@ -20,7 +20,7 @@ pub struct Config {
     /// How long trace events are kept, on PostgreSQL up to a day longer, because whole days are dropped: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub event_retention: Duration,
-    /// NATS servers to whose stream every stored trace event is published: nats://[USER:PASSWORD@]HOST[:PORT], with TLS tls://…; several are separated by commas; off when not set
+    /// NATS servers to whose stream every stored trace event is published: nats://HOST:PORT, with TLS tls://HOST:PORT, with a login nats://USER:PASSWORD@HOST:PORT; several are separated by commas; off when not set
     #[arg(long, env = "ORDERMESH_DATA_EVENT_SINK", hide_env_values = true, value_parser = secret, value_name = "URL")]
     pub event_sink: Option<Secret<String>>,
     /// Maximum WatchTraceEvents streams of this instance
