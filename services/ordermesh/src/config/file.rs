@@ -61,7 +61,12 @@ pub(crate) struct FromFile {
 
 /// Whether a setting's value is a secret, by its name: it is neither printed nor passed on a command line.
 pub(crate) fn is_secret(name: &str) -> bool {
-    ["-key", "-url", "-secret", "-password"].iter().any(|end| name.ends_with(end))
+    ["-key", "-secret", "-password"].iter().any(|end| name.ends_with(end)) || is_url(name)
+}
+
+/// Whether it is a URL, which is a secret if it has a password.
+fn is_url(name: &str) -> bool {
+    name.ends_with("-url") || name.ends_with("event-sink")
 }
 
 impl SettingsFile {
@@ -78,10 +83,8 @@ impl SettingsFile {
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let settings = parse(&text, program).map_err(|why| Error::Usage(format!("{}: {why}", path.display())))?;
-        // A URL is a secret if it has a password.
         let holds_secret = settings.iter().filter(|setting| is_secret(&setting.name)).any(|setting| {
-            !setting.name.ends_with("-url")
-                || setting.values.iter().any(|url| crate::argv::has_password(OsStr::new(url)))
+            !is_url(&setting.name) || setting.values.iter().any(|url| crate::argv::has_password(OsStr::new(url)))
         });
         if holds_secret {
             storage::ownership::check_secret(path)?;
@@ -339,6 +342,7 @@ data:
 payment:
   gateway-api-key: s3cr3t-key-of-the-gateway
 ";
+    const SINK: &str = "data:\n  event-sink: nats://u:p@h\n";
 
     fn file(text: &str) -> Result<SettingsFile, String> {
         Ok(SettingsFile { path: "o.yaml".into(), settings: parse(text, &crate::Cli::command())? })
@@ -394,6 +398,10 @@ payment:
     fn secrets_are_forwarded_by_the_environment() {
         let (_, forwarded, _) = with(FILE, "ordermesh", &[]);
         assert_eq!(forwarded.of(Service::Payment), ["--memory-limit=256MiB"]);
+        let (_, with_sink, _) = with(SINK, "ordermesh", &[]);
+        assert_eq!(with_sink.of(Service::Data), [""; 0]);
+        let sink: Vec<_> = with_sink.secrets_of(Service::Data).collect();
+        assert_eq!(sink, [("ORDERMESH_DATA_EVENT_SINK".to_owned(), "nats://u:p@h".into())]);
         let secrets: Vec<_> = forwarded.secrets_of(Service::Payment).collect();
         assert_eq!(secrets, [("ORDERMESH_PAYMENT_GATEWAY_API_KEY".to_owned(), "s3cr3t-key-of-the-gateway".into())]);
     }
@@ -441,7 +449,8 @@ payment:
         };
         assert!(matches!(read(FILE), Err(Error::Exposed(_))));
         assert!(matches!(read("database-url: postgres://u:p@h/d"), Err(Error::Exposed(_))));
-        assert!(read("database-url: postgres://u@h/d").is_ok());
+        assert!(matches!(read("data:\n  event-sink: nats://u:p@h"), Err(Error::Exposed(_))));
+        assert!(read("database-url: postgres://u@h/d\ndata:\n  event-sink: nats://h").is_ok());
         let missing = SettingsFile::read(&folder.path().join("none.yaml"), &crate::Cli::command());
         assert_eq!(missing.expect_err("no file").exit_code(), 2);
     }
