@@ -196,7 +196,7 @@ async fn a_missing_database_or_user_is_a_configuration_error_without_retries() {
 
 #[tokio::test]
 async fn the_probe_knows_whether_commits_wait_for_a_standby() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = Server::start(&[("synchronous_commit", "on")]) else { return };
     let admin = open(&server.url(), "synchronous").await.expect("a database");
     let execute = async |sql: &str| admin.read().execute_unprepared(sql).await.map(drop).expect(sql);
     // Its role may not write a WAL record: the commit would wait, because there is no standby.
