@@ -97,6 +97,7 @@ class Connection:
         request = json.dumps(body).encode()
         self.socket.sendall(f"PUB $JS.API.{subject} _INBOX.ci {len(request)}\r\n".encode() + request + b"\r\n")
         answer = json.loads(self.lines.read(int(self.until(b"MSG")[-1])))
+        self.lines.readline()  # the message's line end
         check("error" not in answer, f"{subject} succeeds: {answer.get('error')}")
         return answer
 
