@@ -146,6 +146,8 @@ async fn receive(
     received: &watch::Sender<u64>,
 ) -> Result<Infallible, sqlx::Error> {
     let session = pool.session();
+    // sqlx's listener cannot be given a connection.
+    let primary = pool.primary_options().await?;
     let one = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(LIMIT)
@@ -153,7 +155,7 @@ async fn receive(
             let session = AssertSqlSafe(session.clone());
             Box::pin(async move { connection.execute(session).await.map(drop) })
         })
-        .connect_lazy_with(pool.options());
+        .connect_lazy_with(primary);
     let mut listener = PgListener::connect_with(&one).await?;
     listener.eager_reconnect(false);
     limited(listener.listen(channel)).await?;

@@ -228,9 +228,10 @@ impl Pool {
         self.pool.manager().session.clone()
     }
 
-    /// For a connection outside the pool, to the server of the last connection.
-    pub(crate) fn options(&self) -> PgConnectOptions {
-        self.hosts().last()
+    /// For a connection outside the pool, to the server that is the primary now.
+    pub(crate) async fn primary_options(&self) -> Result<PgConnectOptions, sqlx::Error> {
+        self.hosts().connect().await?.close().await?;
+        Ok(self.hosts().last())
     }
 
     /// A connection outside the pool, for the probe: all hosts are asked which one is the primary.

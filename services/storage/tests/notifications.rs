@@ -65,6 +65,23 @@ async fn on_postgres_a_broken_listener_reconnects_and_reports_a_change() {
 }
 
 #[tokio::test]
+async fn on_postgres_a_listener_finds_the_next_primary_without_other_connections() {
+    let Some(primary) = Server::start_on_tcp(&[]) else { return };
+    let standby = primary.standby();
+    let url = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres", primary.port(), standby.port());
+    let db = Database::connect(&url, &Options::default()).await.expect("connected");
+    let (_own, mut changes) = db.notifications("t");
+    is_notified(&mut changes).await;
+    primary.end();
+    standby.promote();
+    is_notified(&mut changes).await;
+    let other = Database::connect(&standby.url(), &Options::default()).await.expect("connected");
+    let (notifier, _changes) = other.notifications("t");
+    notifier.notify();
+    is_notified(&mut changes).await;
+}
+
+#[tokio::test]
 async fn on_sqlite_the_commits_of_another_process_are_noticed_and_not_its_own() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}", folder.path().join("t.db").display());
