@@ -1,7 +1,8 @@
-"""The golden trace: one order's trace from Jaeger's API, as a tree, compared with .ci/golden-trace.txt.
+"""The golden trace: one order's trace from Jaeger's API, as a tree, compared with .ci/golden-trace.txt; and its calls as a sequence diagram, compared with that in
+services/README.md.
 
 A line is a span: service, kind, name, and the trace event that its tags describe. Ids and times are left out, and siblings
-are sorted. The only check against the store is that it has the same events. UPDATE_GOLDEN=1 rewrites the file: review the
+are sorted. The only check against the store is that it has the same events. UPDATE_GOLDEN=1 rewrites both: review the
 diff before you commit it.
 """
 
@@ -14,6 +15,8 @@ from jaeger import Jaeger, same_as_stored
 from system import ROOT, CallError, Failed, System, check, eventually, grpc, new_trace, traceparent
 
 GOLDEN = ROOT / ".ci/golden-trace.txt"
+MAP = ROOT / "services/README.md"
+SEQUENCE = re.compile(r"(?<=<!-- sequence -->\n```mermaid\n).*?(?=```\n<!-- /sequence -->)", re.S)
 EVENT_TYPES = ["USER_LOGIN", "DATA_LOOKUP", "ORDER_CREATION", "PAYMENT_PROCESSING", "ORDER_FULFILLMENT"]
 SERVICES = {"user", "order", "payment", "data", "gateway"}
 
@@ -121,6 +124,32 @@ def check_golden_trace(jaeger, system):
     return wanted, order_id
 
 
+def check_sequence_diagram(system):
+    """`tap -o mermaid` draws an order's calls as services/README.md has them. Some are concurrent: only the first line has a fixed place."""
+    _, token = system.customer()
+    trace, calls = new_trace(), 5
+
+    def taps():
+        return system.run("events", "--type", "audit").count("MeshAdminService/TapCalls")
+
+    before = taps()
+    tap = subprocess.Popen(system.command_of("tap", "--trace", trace, "--limit", str(calls), "-o", "mermaid"), stdout=subprocess.PIPE, text=True)
+    try:
+        eventually("every instance is tapped", 30, lambda: taps() == before + 4 * system.instances)
+        system.order(token, headers=[traceparent(trace)])
+        diagram, _ = tap.communicate(timeout=30)
+    finally:
+        tap.kill()
+    if os.environ.get("UPDATE_GOLDEN"):
+        MAP.write_text(SEQUENCE.sub(lambda _: diagram, MAP.read_text()))
+
+    def arrows(text):
+        return [re.sub(r" \d[\d.]* m?s$", "", line.strip()) for line in text.splitlines() if ">>" in line]
+
+    drawn, [documented] = arrows(diagram), [arrows(text) for text in SEQUENCE.findall(MAP.read_text())]
+    check(sorted(drawn) == sorted(documented) and drawn[0] == documented[0], f"the calls are those of services/README.md:\n{diagram}")
+
+
 def check_crashed_order(jaeger, system, wanted):
     """An order whose instance is killed with -9 is completed in the same trace, with every step of the golden one."""
     trace = new_trace()
@@ -199,9 +228,10 @@ def check_failures_by_tag(jaeger, system):
 
 
 def run():
-    """The golden trace of a successful order, of one that survives a crash, the two traces of a cancelled one; failures found by tag."""
+    """The golden trace of a successful order, its sequence diagram; the trace of one that survives a crash, the two traces of a cancelled one; failures found by tag."""
     with Jaeger() as jaeger, System(env=jaeger.env()) as system:
         wanted, _ = check_golden_trace(jaeger, system)
+        check_sequence_diagram(system)
         check_crashed_order(jaeger, system, wanted)
         check_cancelled_order(jaeger, system)
         check_failures_by_tag(jaeger, system)

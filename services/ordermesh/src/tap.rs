@@ -1,5 +1,10 @@
 //! `ordermesh tap`: calls as they end, of all instances, until Ctrl-C. Each call is printed once: one of a service to
 //! another as its caller reports it, one of a client as the server does.
+//!
+//! # Layout
+//! - `sequence`: calls as a sequence diagram
+
+mod sequence;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +21,7 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, describe};
 use crate::instances::{Instance, Instances};
-use crate::json::{self, Format};
+use crate::json;
 use crate::out;
 use crate::service::Service;
 use crate::system::Location;
@@ -32,6 +37,8 @@ const BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Calls that wait to be printed.
 const MAX_WAITING: usize = 1_024;
+/// The calls of a diagram: more cannot be read.
+const MAX_SEQUENCE: u64 = 200;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -50,6 +57,9 @@ pub(crate) struct Options {
     /// Only calls that took at least this long: ms, s, m
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     min_latency: Option<Duration>,
+    /// Only calls of this trace
+    #[arg(long, value_parser = trace_id, value_name = "TRACE_ID")]
+    trace: Option<String>,
     /// The side that reports calls [default: the client's between services, else the server's]
     #[arg(long, value_enum, value_name = "SIDE")]
     side: Option<Side>,
@@ -61,6 +71,22 @@ pub(crate) struct Options {
     output: Format,
     #[command(flatten)]
     location: Location,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Format {
+    /// A line for each call
+    Text,
+    /// A line of JSON for each call
+    Json,
+    /// A sequence diagram for Markdown (https://mermaid.js.org), at the end: after --limit or 200 calls, or Ctrl-C
+    Mermaid,
+}
+
+/// 32 lower-case hex digits (W3C Trace Context).
+fn trace_id(text: &str) -> Result<String, String> {
+    let is_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if text.len() == 32 && is_hex { Ok(text.to_owned()) } else { Err("32 lower-case hex digits".to_owned()) }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,19 +213,23 @@ enum Report {
 /// There is no system, the filter is rejected, or the output cannot be written.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let mut signals = Signals::new()?;
+    let is_diagram = options.output == Format::Mermaid;
+    let mut calls = Vec::new();
     tokio::select! {
-        result = print_all(options) => result,
-        () = signals.next() => Ok(()),
+        result = print_all(options, &mut calls) => result?,
+        () = signals.next() => {}
     }
+    if is_diagram { out::text(sequence::mermaid(&calls)) } else { Ok(()) }
 }
 
-async fn print_all(options: Options) -> Result<(), Error> {
+/// Prints the calls, or adds them to those of a diagram.
+async fn print_all(options: Options, calls: &mut Vec<TappedCall>) -> Result<(), Error> {
     let filter = options.filter();
     // The calls of these commands are printed only on request.
     let filter_has_no_method = options.method.is_empty();
     let mut instances = Instances::find(options.location).await?;
     let mut names = names_of(&instances).await;
-    let mut left = options.limit;
+    let mut left = options.limit.or((options.output == Format::Mermaid).then_some(MAX_SEQUENCE));
     let (to, mut reports) = mpsc::channel(MAX_WAITING);
     let mut taps = Taps { filter, to, tasks: HashMap::new() };
     taps.open(&instances);
@@ -210,13 +240,14 @@ async fn print_all(options: Options) -> Result<(), Error> {
             report = reports.recv() => match report {
                 Some(Report::Call(call)) => {
                     let is_own = call.method.starts_with(SERVICE_NAME) && filter_has_no_method;
-                    if is_own || options.side.is_none() && is_repeated(&call) && !call.would_be_denied {
+                    let is_other = options.trace.as_ref().is_some_and(|trace| *trace != call.trace_id);
+                    if is_own || is_other || options.side.is_none() && is_repeated(&call) && !call.would_be_denied {
                         continue;
                     }
-                    let line = Line::new(&call, &names);
                     match options.output {
-                        Format::Json => json::print_line(&line)?,
-                        Format::Text => out::line(line.text(graph::duration(&call.latency)))?,
+                        Format::Json => json::print_line(&Line::new(&call, &names))?,
+                        Format::Text => out::line(Line::new(&call, &names).text(graph::duration(&call.latency)))?,
+                        Format::Mermaid => calls.push(*call),
                     }
                     left = left.map(|left| left - 1);
                 }
@@ -359,6 +390,15 @@ mod tests {
         assert!(is_repeated(&call(CallSide::Server, "order")));
         assert!(!is_repeated(&call(CallSide::Client, "order")));
         assert!(!is_repeated(&call(CallSide::Server, "customer")));
+    }
+
+    #[test]
+    fn a_trace_id_has_32_lower_case_hex_digits() {
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        assert_eq!(trace_id(id), Ok(id.to_owned()));
+        for wrong in ["", &id[1..], "0AF7651916CD43DD8448EB211C80319C", "00-0af7651916cd43dd8448eb211c8031"] {
+            assert!(trace_id(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
