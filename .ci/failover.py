@@ -18,6 +18,8 @@ from system import CallError, System, check, eventually
 SETTINGS = {"synchronous_standby_names": "ANY 1 (*)", "wal_keep_size": "512MB"}
 # The probe asks all hosts every 10 s.
 FOUND_WITHIN_S = 40
+# The shortest time, so that orders are archived under load and during outages.
+ARCHIVE = ("--order.archive-after", "1m", "--payment.archive-after", "1m")
 
 
 def lsn(server):
@@ -56,14 +58,16 @@ class LoadedSystem:
 
     def __init__(self, servers, database="postgres"):
         self.url = f"postgres://postgres@{','.join(servers)}/{database}?target_session_attrs=read-write"
-        self.times, self.errors, self.is_over = [], [], False
+        self.database = database
+        self.times, self.errors, self.is_over, self.first = [], [], False, None
         self.stack = ExitStack()
         self.thread = threading.Thread(target=self.create, daemon=True)
 
     def create(self):
         while not self.is_over:
             try:
-                self.system.order(self.token)
+                order = self.system.order(self.token)
+                self.first = self.first or order["orderId"]
                 self.times.append(time.monotonic())
             except CallError as error:
                 self.errors.append(error.text)
@@ -71,7 +75,7 @@ class LoadedSystem:
 
     def __enter__(self):
         with ExitStack() as stack:
-            system = System(flags=["--database-url", self.url, "--user.bcrypt-cost", "4"])
+            system = System(flags=["--database-url", self.url, "--user.bcrypt-cost", "4", *ARCHIVE])
             # The gateway stands for an external one: its database is another.
             system.command += ["--gateway.database-url", f"sqlite://{system.data_dir}/gateway.db"]
             self.system = stack.enter_context(system)
@@ -99,6 +103,12 @@ class LoadedSystem:
         check({pid for pid, _ in self.system.children()} == self.processes, "no process was restarted")
         check_verify(self.system, "--database-url", self.url)
         return f"{orders + len(self.times)} orders, none lost; {failed}"
+
+    def explains_the_first(self):
+        """An archived order is explained, from its creation to its charge and fulfilment."""
+        explained = self.system.run("explain", self.first)
+        missing = [step for step in ("CREATED", "create_charge → SUCCEEDED", "FULFILLMENT_STARTED") if step not in explained]
+        check(not missing, f"an archived order is explained:\n{explained}")
 
     def failures(self):
         """How many calls failed, and how; fails if one failed in another way than an outage explains."""

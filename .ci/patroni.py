@@ -205,6 +205,12 @@ class Cluster:
             [self.programs / "psql", "-h", primary.host, "-p", str(primary.port), "-U", "postgres", "-d", database, "-Atqc", statement], capture_output=True, text=True, timeout=60, cwd="/", check=False)
         return done.stdout.strip() if done and done.returncode == 0 else None
 
+    def archived(self, database):
+        """How many orders and payments were archived; at least 100 of each."""
+        found = [int(self.sql(f"SELECT count(*) FROM {table}", database) or 0) for table in ('"order".order_archive', "payment.payment_archive")]
+        check(min(found) > 100, f"more than 100 orders and payments are archived: {found}")
+        return f"{found[0]} orders and {found[1]} payments archived"
+
     def proxy(self):
         """HAProxy before the nodes, which asks each Patroni whether it is the primary; its host and port."""
         port, = free_ports(1)
@@ -227,7 +233,7 @@ class Cluster:
 
 def run():
     """Under load: the primary's node is killed -9; a switchover; a primary that is cut off from the others; one whose Patroni is frozen, and which does not know of
-    its successor. One system has the nodes in its URL, another one, with a database of its own, is behind HAProxy."""
+    its successor. Meanwhile orders are archived. One system has the nodes in its URL, another one, with a database of its own, is behind HAProxy."""
     if why := skip_reason():
         return why
     missing = [program for program in PACKAGES if not shutil.which(program)]
@@ -273,6 +279,8 @@ def run():
         old.kill()
         old.start()
         eventually("the fenced node is a standby", 120, cluster.is_complete)
-        results = [f"{name}: {system.finish()}" for name, system in systems.items()]
+        results = [f"{name}: {system.finish()}, {cluster.archived(system.database)}" for name, system in systems.items()]
+        for system in systems.values():
+            system.explains_the_first()
     figures = ", ".join(f"{what} {promotion:.1f} + {' and '.join(f'{each:.1f}' for each in after)} s" for what, (promotion, after) in took.items())
     return f"until the cluster committed again, and from then until the next acknowledged order of each system: {figures}; {'; '.join(results)}"

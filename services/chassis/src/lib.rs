@@ -4,6 +4,7 @@
 //! # Layout
 //! - [`settings`]: the settings common to all services
 //! - [`start`]: start-up, from settings to a running server, and the drain
+//! - [`archive`]: the task that moves what is final into an archive
 //! - `health`: readiness and liveness
 //! - [`admin`]: the handlers of mesh.v1.MeshAdminService
 //! - [`audit`]: the actor of an audited change
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 pub mod admin;
+pub mod archive;
 pub mod audit;
 pub mod decode;
 pub mod events;

@@ -13,7 +13,8 @@ use storage::{Database, Migration};
 mod value;
 
 pub use value::{
-    ByteSize, ByteSizeError, DatabaseUrl, Networks, NetworksError, count, duration, positive_duration, quota,
+    ByteSize, ByteSizeError, DatabaseUrl, Networks, NetworksError, archive_after, count, duration, positive_duration,
+    quota,
 };
 use value::{memory_limit, message_size};
 
@@ -130,7 +131,7 @@ impl ServerSettings {
 /// The traffic policy.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct TrafficSettings {
-    /// YAML file of a traffic policy: shorter timeouts, faults on purpose, weights of a canary, calls mirrored to a shadow, stricter callers that are counted. Read every second; an invalid file is rejected, and the previous policy stays in force
+    /// YAML file of a traffic policy: shorter timeouts, faults on purpose, weights of a canary, calls mirrored to a shadow, audited callers (calls of others are counted, not denied). Read every second; an invalid file is rejected, and the previous policy stays in force
     #[arg(long, env = "ORDERMESH_TRAFFIC_POLICY", value_name = "FILE")]
     pub traffic_policy: Option<PathBuf>,
     /// Accept a traffic policy that injects faults

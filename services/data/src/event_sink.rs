@@ -15,7 +15,7 @@ use async_nats::jetstream::context::{CreateStreamError, PublishError, PublishErr
 use chassis::Chassis;
 use futures_util::FutureExt;
 use kernel::backoff::backoff;
-use kernel::{Clock, Timestamp};
+use kernel::{Clock, Timestamp, first_id_at};
 use opentelemetry::global;
 use opentelemetry::metrics::{Counter, Gauge};
 use telemetry::Masked;
@@ -28,7 +28,7 @@ use crate::event_sink_store::EventSinkStore;
 use crate::feed::{Feed, HighWaterMark, Position};
 use crate::feed_store::{Block, FeedStore};
 use crate::nats::{Connection, Nats, Outcome};
-use crate::trace_event::{Filter, first_id_at};
+use crate::trace_event::Filter;
 
 /// How often the lease is renewed while there are no events, and claimed by the others.
 const RENEWAL: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The schema's migrations. They only add tables, columns and indexes, so that an instance of the previous release
+//! The schema's migrations. They are additive (tables, columns, indexes), so that an instance of the previous release
 //! still runs. An index is dropped once another one serves its queries.
 
 use storage::Migration;

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::{Fields, PageToken};
-use kernel::{Clock, Timestamp};
+use kernel::{Clock, Timestamp, first_id_at};
 use telemetry::{EventStatus, TraceEvent};
 use tokio::sync::Notify;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use crate::error::Error;
 use crate::trace_event_store::TraceEventStore;
@@ -267,14 +267,10 @@ pub(crate) struct Expired {
     pub(crate) events: u64,
 }
 
-/// The lowest UUIDv7 of an instant's millisecond; of 1970 for an earlier instant.
-pub(crate) fn first_id_at(instant: Timestamp) -> Uuid {
-    let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
-    Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
-}
-
 #[cfg(test)]
 mod tests {
+    use uuid::Builder;
+
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {

@@ -9,14 +9,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use kernel::Timestamp;
+use kernel::{Timestamp, first_id_at};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement};
 use storage::{Backend, Database, Error, Rows};
 use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
 use crate::entity::trace_event::{Column, Entity, Model};
-use crate::trace_event::{EventCount, Filter, first_id_at};
+use crate::trace_event::{EventCount, Filter};
 
 /// All columns but PostgreSQL's `ingest`, the id of the transaction that inserted the row, which is its default.
 pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \

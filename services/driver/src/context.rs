@@ -23,7 +23,7 @@ pub struct Options {
     /// The maximum backoff between two attempts.
     pub backoff_cap: Duration,
     /// The maximum number of items driven concurrently.
-    pub max_drives: usize,
+    pub max_in_flight: usize,
 }
 
 /// What a driver needs apart from its items.

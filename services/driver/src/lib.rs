@@ -112,7 +112,7 @@ impl<W> std::fmt::Debug for Driver<W> {
 impl<W: Work> Driver<W> {
     /// A driver of these items.
     pub fn new(work: W, context: Context) -> Self {
-        let permits = Arc::new(Semaphore::new(context.options.max_drives));
+        let permits = Arc::new(Semaphore::new(context.options.max_in_flight));
         Self(Arc::new(Inner { work, context, permits, freed: Notify::new(), is_drained: AtomicBool::new(false) }))
     }
 
@@ -128,7 +128,7 @@ impl<W: Work> Driver<W> {
 
     /// The number of items being driven.
     pub fn in_flight(&self) -> usize {
-        self.0.context.options.max_drives.saturating_sub(self.0.permits.available_permits())
+        self.0.context.options.max_in_flight.saturating_sub(self.0.permits.available_permits())
     }
 
     /// Runs a future to completion, even if the caller's is dropped, and before the service stops: an item that was
@@ -317,7 +317,7 @@ impl<W: Work> Driver<W> {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
+        let all = u32::try_from(options.max_in_flight).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.0.permits.acquire_many(all)).await;
         self.0.is_drained.store(true, Ordering::Release);
         if let Err(error) = work.free_leases(context).await {

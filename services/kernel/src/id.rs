@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
+
+use crate::Timestamp;
 
 /// The text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +53,27 @@ ids! {
     FulfillmentId;
 }
 
+impl OrderId {
+    /// A new order's id in a cell: the last byte of the UUIDv7, which is otherwise random, is the cell's number. So a router
+    /// knows an order's cell without a lookup.
+    pub const fn in_cell(uuid: Uuid, cell: u8) -> Self {
+        let mut bytes = *uuid.as_bytes();
+        bytes[15] = cell;
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The number of the order's cell. Random for an order of release 0.1.
+    pub const fn cell(self) -> u8 {
+        self.0.as_bytes()[15]
+    }
+}
+
+/// The lowest UUIDv7 of an instant's millisecond; of 1970 for an earlier instant.
+pub fn first_id_at(instant: Timestamp) -> Uuid {
+    let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
+    Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
 /// A source of new ids: an argument, so that tests are deterministic.
 pub trait IdSource: Send + Sync + 'static {
     /// A new UUIDv7.
@@ -71,6 +94,13 @@ impl IdSource for SystemIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_orders_id_has_its_cell_and_is_a_unique_uuid_v7_that_sorts_by_time() {
+        let ids: Vec<OrderId> = (0..1_000).map(|_| OrderId::in_cell(SystemIds.uuid(), 200)).collect();
+        assert!(ids.iter().all(|id| (id.cell(), id.as_uuid().get_version_num()) == (200, 7)), "{:?}", ids.first());
+        assert!(ids.is_sorted_by(|one, next| one < next));
+    }
 
     #[test]
     fn an_id_is_parsed_only_in_its_printed_form() {

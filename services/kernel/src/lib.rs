@@ -25,7 +25,7 @@ pub mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use fault::{FAULT_POINTS, FaultPoint, FaultSite, Faults, NoFaults};
-pub use id::{FulfillmentId, IdSource, OrderId, RequestId, SessionId, SystemIds, UserId};
+pub use id::{FulfillmentId, IdSource, OrderId, RequestId, SessionId, SystemIds, UserId, first_id_at};
 pub use limiter::{Limiter, Rate};
 pub use money::{AmountLimits, Currency, Money, MoneyError};
 pub use network::client_network;

@@ -2,8 +2,9 @@
 
 pub(crate) mod orders {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "orders")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -37,7 +38,7 @@ pub(crate) mod orders {
 
     impl ActiveModelBehavior for ActiveModel {}
 
-    /// Omits the payment method's token, which is a secret.
+    /// Without the payment method's token, which is a secret, and personal data.
     impl std::fmt::Debug for Model {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("orders::Model")
@@ -50,8 +51,9 @@ pub(crate) mod orders {
 
 pub(crate) mod order_line {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "order_line")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -73,8 +75,9 @@ pub(crate) mod order_line {
 
 pub(crate) mod order_history {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "order_history")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -96,8 +99,9 @@ pub(crate) mod order_history {
 
 pub(crate) mod fulfillment {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "fulfillment")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -105,6 +109,27 @@ pub(crate) mod fulfillment {
         pub(crate) order_id: Uuid,
         pub(crate) start_time: i64,
         pub(crate) delivery_date: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(crate) mod order_archive {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "order_archive")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) order_id: Uuid,
+        pub(crate) user_id: Uuid,
+        pub(crate) state: String,
+        pub(crate) version: i64,
+        /// The rows of the order in the other tables, in JSON.
+        pub(crate) record: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -141,7 +166,9 @@ pub(crate) mod stock_adjustment {
         pub(crate) request_id: Uuid,
         pub(crate) fingerprint: String,
         pub(crate) sku: String,
+        /// After the adjustment.
         pub(crate) on_hand: i64,
+        /// After the adjustment.
         pub(crate) reserved: i64,
         pub(crate) lost_lines: i32,
         pub(crate) create_time: i64,

@@ -89,6 +89,11 @@ pub async fn run(
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(subscriptions.clone().follow(store.clone(), notifications, chassis.shutdown.clone()));
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
+    if let Some(after) = config.archive_after {
+        let store = store.clone();
+        let archive = move |before, after| store.clone().archive_before(before, after);
+        chassis.tasks.spawn(chassis::archive::run(chassis.clone(), "orders", after, archive));
+    }
     let orders = orders::Orders {
         store: store.clone(),
         catalog: Arc::new(ports::GrpcCatalog::new(chassis.data_channel())),
@@ -96,6 +101,7 @@ pub async fn run(
         amount_limits: config.amount_limit.unwrap_or_default(),
         clock: chassis.clock.clone(),
         ids: chassis.ids.clone(),
+        cell: config.cell,
     };
     let explainer = explain::Explainer {
         store: store.clone(),
@@ -126,6 +132,6 @@ pub async fn run(
 }
 
 fn read_driver(driver: &driver::Driver) -> chassis::DriverState {
-    let max_in_flight = driver.context().options.max_drives;
+    let max_in_flight = driver.context().options.max_in_flight;
     chassis::DriverState { items: "orders", in_flight: driver.in_flight(), max_in_flight }
 }

@@ -102,4 +102,28 @@ pub const MIGRATIONS: &[Migration] = &[
             "ALTER TABLE order_line SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
         ],
     },
+    Migration {
+        version: 4,
+        name: "create the archive of final orders",
+        statements: &[
+            "CREATE TABLE order_archive (
+            order_id UUID PRIMARY KEY,
+            user_id UUID NOT NULL,
+            state TEXT NOT NULL,
+            version BIGINT NOT NULL,
+            record TEXT NOT NULL
+        )",
+            "CREATE INDEX order_archive_by_user ON order_archive (user_id, order_id)",
+            // Like orders_by_rare_state.
+            "CREATE INDEX order_archive_by_rare_state ON order_archive (state, order_id) \
+             WHERE state NOT IN ('CREATED', 'FULFILLMENT_STARTED')",
+            // The units that archived orders have allocated: `stock.reserved` includes them.
+            "CREATE TABLE stock_archive (sku TEXT PRIMARY KEY, allocated BIGINT NOT NULL)",
+        ],
+        // As in migration 3: rows are deleted from these tables now.
+        postgres: &[
+            "ALTER TABLE order_history SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+            "ALTER TABLE fulfillment SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+        ],
+    },
 ];

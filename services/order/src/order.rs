@@ -214,3 +214,13 @@ pub enum Scope {
     /// All orders: an operator.
     All,
 }
+
+impl Scope {
+    /// Whether this customer's orders are in it.
+    pub(crate) fn includes(self, customer: UserId) -> bool {
+        match self {
+            Self::Of(user) => user == customer,
+            Self::All => true,
+        }
+    }
+}

@@ -36,12 +36,14 @@ pub struct Orders {
     pub amount_limits: AmountLimits,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
+    /// The number of the cell that this system is.
+    pub cell: u8,
 }
 
 impl Orders {
     /// The id of an order to be created: it comes first, so that the event of a rejected request carries it too.
     pub fn new_id(&self, operation: &Operation, user: UserId) -> OrderId {
-        let id = OrderId::from_uuid(self.ids.uuid());
+        let id = OrderId::in_cell(self.ids.uuid(), self.cell);
         operation.set_order(id.as_uuid());
         operation.set_user(user.as_uuid());
         id

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chassis::settings::{count, positive_duration, quota};
+use chassis::settings::{archive_after, count, positive_duration, quota};
 use chassis::{PaymentPeer, Settings, UserPeer};
 use kernel::AmountLimits;
 use mesh::Quota;
@@ -35,8 +35,8 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_ORDER_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
     /// Maximum number of orders that this instance drives concurrently
-    #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_parser = count, value_name = "COUNT")]
-    pub max_drives: usize,
+    #[arg(long, alias = "max-drives", env = "ORDERMESH_ORDER_MAX_IN_FLIGHT", default_value_t = 256, value_parser = count, value_name = "COUNT")]
+    pub max_in_flight: usize,
     /// Maximum number of WatchOrder streams of one customer, per instance
     #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
     pub max_watchers: usize,
@@ -53,6 +53,13 @@ pub struct Config {
     /// named keeps its default [default: about 100000 euros in each currency]
     #[arg(long, env = "ORDERMESH_ORDER_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
     pub amount_limit: Option<AmountLimits>,
+    /// Archive orders this long after they became final: the archive is a table in the same database, and everything still reads it.
+    /// The request id of an archived order can be used again, so choose days. Only when every instance runs 0.2.0 or later [default: never]
+    #[arg(long, env = "ORDERMESH_ORDER_ARCHIVE_AFTER", value_parser = archive_after, value_name = "DURATION")]
+    pub archive_after: Option<Duration>,
+    /// Number of the cell that this system is, 0 to 255: the last byte of the ids of its orders (services/SCALE.md)
+    #[arg(long, env = "ORDERMESH_ORDER_CELL", default_value_t = 0, value_name = "NUMBER")]
+    pub cell: u8,
     /// Stock inserted into an empty inventory at start.
     #[arg(skip)]
     pub seed_stock: Vec<SeedStock>,
@@ -75,7 +82,7 @@ impl Config {
             poll_interval: self.poll_interval,
             backoff: self.backoff,
             backoff_cap: self.backoff_cap,
-            max_drives: self.max_drives,
+            max_in_flight: self.max_in_flight,
         }
     }
 

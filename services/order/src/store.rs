@@ -4,12 +4,14 @@
 //! - here: reading
 //! - `transitions`: creating orders, recording transitions; `create`, `advance`: a batch of each
 //! - `claim`: claims and backoff
+//! - `archive`: final orders in a table of their own
 //! - `recent`: what watchers need of the newest orders, in memory
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
 //! - `invariants`: reads for [`crate::invariants`]
 
 mod advance;
+mod archive;
 mod claim;
 mod create;
 mod invariants;
@@ -30,6 +32,7 @@ use telemetry::TraceParent;
 use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
 use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope, Transit};
+use crate::store::archive::Archived;
 
 pub use stock::Adjustment;
 pub use storage::Lease;
@@ -143,8 +146,11 @@ impl Store {
         if let Scope::Of(user) = scope {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
         }
-        let row = find.one(self.db.read()).await?;
-        Ok(self.with_lines(row.into_iter().collect()).await?.pop())
+        if let Some(row) = find.one(self.db.read()).await? {
+            return Ok(self.with_lines(vec![row]).await?.pop());
+        }
+        let archived = self.archived_one(id).await?.filter(|archived| scope.includes(archived.user()));
+        archived.map(Archived::order).transpose()
     }
 
     /// Whether the order exists in this scope.
@@ -156,7 +162,8 @@ impl Store {
         if let Scope::Of(user) = scope {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
         }
-        Ok(find.into_tuple::<i64>().one(self.db.read()).await?.is_some())
+        let exists = find.into_tuple::<i64>().one(self.db.read()).await?.is_some();
+        Ok(exists || self.archived_state(scope, id).await?.is_some())
     }
 
     /// An order's state and version.
@@ -167,8 +174,10 @@ impl Store {
         let columns = [orders::Column::State, orders::Column::Version];
         let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
         let row: Option<(String, i64)> = find.into_tuple().one(self.db.read()).await?;
-        row.map(|(state, version)| Ok((State::of(&state).ok_or_else(|| corrupt("state", &state))?, version)))
-            .transpose()
+        match row {
+            Some((state, version)) => Ok(Some((State::of(&state).ok_or_else(|| corrupt("state", &state))?, version))),
+            None => self.archived_state(Scope::All, id).await,
+        }
     }
 
     /// An order's fulfilment, if it has started.
@@ -177,11 +186,14 @@ impl Store {
             return Ok(Some(fulfillment));
         }
         let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.eq(id.as_uuid()));
-        Ok(find.one(self.db.read()).await?.map(started))
+        if let Some(row) = find.one(self.db.read()).await? {
+            return Ok(Some(started(row)));
+        }
+        Ok(self.archived_one(id).await?.and_then(|archived| archived.fulfillment).map(started))
     }
 
-    /// Orders, newest first, older than `after`.
-    pub(crate) async fn list(
+    /// Orders, newest first, older than `after`; archived ones too.
+    pub async fn list(
         &self,
         scope: Scope,
         state: Option<State>,
@@ -199,7 +211,19 @@ impl Store {
             find = find.filter(orders::Column::OrderId.lt(after.as_uuid()));
         }
         let rows = find.all(self.db.read()).await?;
-        self.with_lines(rows).await
+        let mut orders = self.with_lines(rows).await?;
+        // Read last: an order that is moved meanwhile is in both.
+        let is_full = u64::try_from(orders.len()).is_ok_and(|count| count >= limit);
+        let until = orders.last().filter(|_| is_full).map(|last| last.id);
+        let archived = self.list_archived(scope, state, after, until, limit).await?;
+        if !archived.is_empty() {
+            let archived: Vec<Order> = archived.into_iter().map(Archived::order).collect::<Result<_, _>>()?;
+            orders.extend(archived);
+            orders.sort_by_key(|order| std::cmp::Reverse(order.id));
+            orders.dedup_by_key(|order| order.id);
+            orders.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        Ok(orders)
     }
 
     /// The first transitions of an order after a version, oldest first: [`MAX_HISTORY`] at most. It includes the version
@@ -220,17 +244,28 @@ impl Store {
             .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
+        if rows.is_empty()
+            && let Some(archived) = self.archived_one(id).await?
+        {
+            return archived.history_after(version);
+        }
         rows.into_iter().map(history_entry).collect()
     }
 
     /// The newest transitions of an order, oldest first: [`MAX_HISTORY`] at most.
-    pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
+    pub async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .order_by_desc(order_history::Column::Version)
             .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
+        if rows.is_empty()
+            && let Some(archived) = self.archived_one(id).await?
+        {
+            let mut history = archived.history_after(0)?;
+            return Ok(history.split_off(history.len().saturating_sub(usize::try_from(MAX_HISTORY).unwrap_or(0))));
+        }
         rows.into_iter().rev().map(history_entry).collect()
     }
 
@@ -257,7 +292,11 @@ impl Store {
             .into_tuple()
             .all(self.db.read())
             .await?;
-        Ok(rows.into_iter().map(|(id, version)| (OrderId::from_uuid(id), version)).collect())
+        let mut versions: HashMap<OrderId, i64> =
+            rows.into_iter().map(|(id, version)| (OrderId::from_uuid(id), version)).collect();
+        let missing: Vec<OrderId> = ids.iter().filter(|id| !versions.contains_key(id)).copied().collect();
+        versions.extend(self.archived_versions(&missing).await?);
+        Ok(versions)
     }
 
     /// The number of orders in each state that is not final, and the creation time of the oldest with a pending effect.
@@ -303,6 +342,17 @@ impl Store {
         }
         let mut fulfillment_of: HashMap<uuid::Uuid, fulfillment::Model> =
             fulfillments.into_iter().map(|row| (row.order_id, row)).collect();
+        // One that was archived since its row was read has nothing else in these tables.
+        let is_complete = |row: &orders::Model| {
+            let is_started = row.state == State::FulfillmentStarted.name();
+            lines_of.contains_key(&row.order_id) && (!is_started || fulfillment_of.contains_key(&row.order_id))
+        };
+        let incomplete: Vec<OrderId> =
+            rows.iter().filter(|row| !is_complete(row)).map(|row| OrderId::from_uuid(row.order_id)).collect();
+        for archived in self.archived(incomplete).await? {
+            fulfillment_of.extend(archived.fulfillment.map(|row| (row.order_id, row)));
+            lines_of.insert(archived.order.order_id, archived.lines);
+        }
         rows.into_iter()
             .map(|row| {
                 let lines = lines_of.remove(&row.order_id).unwrap_or_default();

@@ -11,8 +11,11 @@ type Earlier = (&'static str, &'static str, &'static str);
 
 /// Of every service.
 const OF_ALL: [Earlier; 1] = [("ORDERMESH_DRAIN_NOTICE", "--pre-drain-delay", "ORDERMESH_PRE_DRAIN_DELAY")];
-const OF_PAYMENT: [Earlier; 1] =
-    [("ORDERMESH_PAYMENT_ANSWER_WITHIN", "--wait-timeout", "ORDERMESH_PAYMENT_WAIT_TIMEOUT")];
+const OF_ORDER: [Earlier; 1] = [("ORDERMESH_ORDER_MAX_DRIVES", "--max-in-flight", "ORDERMESH_ORDER_MAX_IN_FLIGHT")];
+const OF_PAYMENT: [Earlier; 2] = [
+    ("ORDERMESH_PAYMENT_ANSWER_WITHIN", "--wait-timeout", "ORDERMESH_PAYMENT_WAIT_TIMEOUT"),
+    ("ORDERMESH_PAYMENT_MAX_DRIVES", "--max-in-flight", "ORDERMESH_PAYMENT_MAX_IN_FLIGHT"),
+];
 const OF_GATEWAY: [Earlier; 14] = [
     ("GATEWAY_LISTEN", "--listen", "ORDERMESH_LISTEN"),
     ("GATEWAY_ADMIN_LISTEN", "--admin-listen", "ORDERMESH_ADMIN_LISTEN"),
@@ -35,7 +38,8 @@ const SWITCHES_OF_GATEWAY: [Earlier; 2] = [
     ("GATEWAY_MIGRATE_ONLY", "--migrate-only", "ORDERMESH_MIGRATE_ONLY"),
 ];
 /// The flags that were renamed, with their earlier names, which clap accepts as aliases.
-const RENAMED_FLAGS: [(&str, &str); 4] = [
+const RENAMED_FLAGS: [(&str, &str); 5] = [
+    ("--max-in-flight", "--max-drives"),
     ("--pre-drain-delay", "--drain-notice"),
     ("--wait-timeout", "--answer-within"),
     ("--fault-no-response-per-mille", "--fault-no-answer-per-mille"),
@@ -48,9 +52,10 @@ pub(crate) fn as_flags(mut args: Vec<OsString>, variable: impl Fn(&str) -> Optio
         return args;
     };
     let of_service: &[Earlier] = match service {
+        Service::Order => &OF_ORDER,
         Service::Payment => &OF_PAYMENT,
         Service::Gateway => &OF_GATEWAY,
-        Service::User | Service::Order | Service::Data => &[],
+        Service::User | Service::Data => &[],
     };
     for (earlier, flag, present) in OF_ALL.iter().chain(of_service) {
         let Some(value) = variable(earlier).filter(|value| !value.is_empty()) else { continue };
@@ -105,6 +110,7 @@ mod tests {
         let earlier = [("ORDERMESH_DRAIN_NOTICE", "5s"), ("ORDERMESH_PAYMENT_ANSWER_WITHIN", "1s")];
         assert_eq!(with("ordermesh payment", &earlier)[2..], ["--pre-drain-delay=5s", "--wait-timeout=1s"]);
         assert_eq!(with("ordermesh order", &earlier)[2..], ["--pre-drain-delay=5s"]);
+        assert_eq!(with("ordermesh order", &[("ORDERMESH_ORDER_MAX_DRIVES", "9")])[2..], ["--max-in-flight=9"]);
         assert_eq!(with("ordermesh verify", &earlier).len(), 2);
         assert_eq!(with("ordermesh order --drain-notice 1s", &earlier).len(), 4, "the earlier flag wins as well");
     }

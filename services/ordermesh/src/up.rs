@@ -21,7 +21,7 @@ use crate::trace::Trace;
 /// The supervisor's settings.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Port base: user is at base + 101, order 201, payment 301, data 401, gateway 501; plain health 1000 above each
+    /// Port base: user is at base + 101, order 201, payment 301, data 401, gateway 501; HTTP health checks 1000 above each
     #[arg(long, env = "ORDERMESH_PORT_BASE", default_value_t = 7000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PORT_BASE)))]
     pub(crate) port_base: u16,
     /// Number of instances of each service; the gateway has one

@@ -2,8 +2,9 @@
 
 pub(crate) mod payment {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "payment")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -50,8 +51,9 @@ pub(crate) mod payment {
 
 pub(crate) mod payment_attempt {
     use sea_orm::entity::prelude::*;
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DeriveEntityModel)]
     #[sea_orm(table_name = "payment_attempt")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -64,6 +66,27 @@ pub(crate) mod payment_attempt {
         pub(crate) time: i64,
         pub(crate) trace_id: String,
         pub(crate) span_id: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(crate) mod payment_archive {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "payment_archive")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) order_id: Uuid,
+        /// The payment's version.
+        pub(crate) version: i64,
+        pub(crate) archive_time: i64,
+        /// The rows of the payment in the other tables, in JSON.
+        pub(crate) record: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

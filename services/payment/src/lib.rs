@@ -83,12 +83,18 @@ pub async fn run(
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "payment", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
+    if let Some(after) = config.archive_after {
+        let store = store.clone();
+        let grace = config.archive_grace();
+        let archive = move |before, after| store.clone().archive_before(before, after, grace);
+        chassis.tasks.spawn(chassis::archive::run(chassis.clone(), "payments", after, archive));
+    }
     let read_driver = {
         let driver = driver.clone();
         Arc::new(move || chassis::DriverState {
             items: "payments",
             in_flight: driver.in_flight(),
-            max_in_flight: driver.context().options.max_drives,
+            max_in_flight: driver.context().options.max_in_flight,
         })
     };
     let processor = process::Processor {

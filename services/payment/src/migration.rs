@@ -3,11 +3,12 @@
 use storage::Migration;
 
 /// The schema's versions, oldest first.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "create payments and their attempts",
-    statements: &[
-        "CREATE TABLE payment (
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "create payments and their attempts",
+        statements: &[
+            "CREATE TABLE payment (
             order_id UUID PRIMARY KEY,
             user_id UUID,
             state TEXT NOT NULL,
@@ -32,9 +33,9 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             create_time BIGINT NOT NULL,
             update_time BIGINT NOT NULL
         )",
-        // A partial index on payments with a pending effect: it stays small however many payments there are.
-        "CREATE INDEX payment_due ON payment (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
-        "CREATE TABLE payment_attempt (
+            // A partial index on payments with a pending effect: it stays small however many payments there are.
+            "CREATE INDEX payment_due ON payment (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
+            "CREATE TABLE payment_attempt (
             order_id UUID NOT NULL REFERENCES payment (order_id),
             attempt INTEGER NOT NULL,
             effect TEXT NOT NULL,
@@ -45,6 +46,22 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             span_id TEXT NOT NULL,
             PRIMARY KEY (order_id, attempt)
         )",
-    ],
-    postgres: &[],
-}];
+        ],
+        postgres: &[],
+    },
+    Migration {
+        version: 2,
+        name: "create the archive of payments",
+        statements: &["CREATE TABLE payment_archive (
+            order_id UUID PRIMARY KEY,
+            version BIGINT NOT NULL,
+            archive_time BIGINT NOT NULL,
+            record TEXT NOT NULL
+        )"],
+        // By default a fifth of the rows; rows are deleted from these tables now.
+        postgres: &[
+            "ALTER TABLE payment SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+            "ALTER TABLE payment_attempt SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)",
+        ],
+    },
+];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chassis::settings::{count, duration, positive_duration};
+use chassis::settings::{archive_after, count, duration, positive_duration};
 use chassis::{OrderPeer, Settings, UserPeer};
 use kernel::{AmountLimits, Secret};
 use mesh::Addresses;
@@ -64,8 +64,12 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
     /// Maximum number of payments that this instance drives concurrently
-    #[arg(long, env = "ORDERMESH_PAYMENT_MAX_DRIVES", default_value_t = 256, value_name = "COUNT", value_parser = count)]
-    pub max_drives: usize,
+    #[arg(long, alias = "max-drives", env = "ORDERMESH_PAYMENT_MAX_IN_FLIGHT", default_value_t = 256, value_name = "COUNT", value_parser = count)]
+    pub max_in_flight: usize,
+    /// Archive payments this long after their last change: the archive is a table in the same database, and everything still reads it.
+    /// Only when every instance runs 0.2.0 or later [default: never]
+    #[arg(long, env = "ORDERMESH_PAYMENT_ARCHIVE_AFTER", value_parser = archive_after, value_name = "DURATION")]
+    pub archive_after: Option<Duration>,
 }
 
 /// The merchant's API key at the gateway.
@@ -98,6 +102,11 @@ impl Config {
         api_key(&text).map_err(unusable)
     }
 
+    /// How long a copied payment stays beside its copy: longer than a transaction that began before the copy may last.
+    pub(crate) fn archive_grace(&self) -> Duration {
+        Duration::from_secs(60).max(self.common.database.statement_timeout * 2 + Duration::from_secs(10))
+    }
+
     pub(crate) fn driver_options(&self, instance: &str) -> driver::Options {
         driver::Options {
             instance: instance.to_owned(),
@@ -105,7 +114,7 @@ impl Config {
             poll_interval: self.poll_interval,
             backoff: self.backoff,
             backoff_cap: self.backoff_cap,
-            max_drives: self.max_drives,
+            max_in_flight: self.max_in_flight,
         }
     }
 }

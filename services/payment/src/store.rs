@@ -4,6 +4,7 @@
 //! and due times are read on ONE clock: the database's on PostgreSQL, where instances run on several machines; the
 //! process's on SQLite.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::entity::{payment as row, payment_attempt as attempt_row};
 use crate::lifecycle::{State, on_cancel};
 use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod};
 
+mod archive;
 mod batches;
 mod rows;
 mod write;
@@ -29,6 +31,9 @@ pub use storage::Lease;
 
 /// Maximum number of a payment's attempts that are read together: an outage of days causes very many.
 pub const MAX_ATTEMPTS: u64 = 1_000;
+
+/// How often an archived payment is brought back for one command.
+const MAX_RESTORES: u32 = 3;
 
 /// A payment to record for a ProcessPayment command.
 #[derive(Clone, Debug)]
@@ -131,6 +136,10 @@ impl Store {
     /// The payment of an order.
     pub async fn find(&self, order_id: OrderId) -> Result<Option<Payment>, Error> {
         let found = row::Entity::find_by_id(order_id.as_uuid()).one(self.db.read()).await?;
+        let found = match found {
+            Some(row) => Some(row),
+            None => self.archived([order_id]).await?.pop().map(|archived| archived.payment),
+        };
         found.map(Payment::try_from).transpose()
     }
 
@@ -142,17 +151,26 @@ impl Store {
             .limit(MAX_ATTEMPTS)
             .all(self.db.read())
             .await?;
+        if rows.is_empty()
+            && let Some(archived) = self.archived([order_id]).await?.pop()
+        {
+            let older = archived.attempts.len().saturating_sub(usize::try_from(MAX_ATTEMPTS).unwrap_or(usize::MAX));
+            return archived.attempts.into_iter().skip(older).map(Attempt::try_from).collect();
+        }
         rows.into_iter().rev().map(Attempt::try_from).collect()
     }
 
     /// The attempts of orders' payments, oldest first, each with its order.
     pub async fn attempts_of(&self, order_ids: &[OrderId]) -> Result<Vec<(OrderId, Attempt)>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
-        let rows = attempt_row::Entity::find()
+        let mut rows = attempt_row::Entity::find()
             .filter(attempt_row::Column::OrderId.is_in(ids))
             .order_by_asc(attempt_row::Column::Attempt)
             .all(self.db.read())
             .await?;
+        let found: HashSet<OrderId> = rows.iter().map(|row| OrderId::from_uuid(row.order_id)).collect();
+        let archived = self.archived(order_ids.iter().filter(|id| !found.contains(id)).copied()).await?;
+        rows.extend(archived.into_iter().flat_map(|archived| archived.attempts));
         rows.into_iter().map(|row| Ok((OrderId::from_uuid(row.order_id), Attempt::try_from(row)?))).collect()
     }
 
@@ -162,13 +180,24 @@ impl Store {
         if let Some(after) = after {
             query = query.filter(row::Column::OrderId.gt(after.as_uuid()));
         }
-        query.all(self.db.read()).await?.into_iter().map(Payment::try_from).collect()
+        let mut rows = query.all(self.db.read()).await?;
+        // Read last: one that is deleted meanwhile is there. One that is in both counts here.
+        let is_full = u64::try_from(rows.len()).is_ok_and(|found| found >= count);
+        let until = rows.last().filter(|_| is_full).map(|last| OrderId::from_uuid(last.order_id));
+        rows.extend(self.archive_page(after, until, count).await?.into_iter().map(|archived| archived.payment));
+        rows.sort_by_key(|row| row.order_id);
+        rows.dedup_by_key(|row| row.order_id);
+        rows.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+        rows.into_iter().map(Payment::try_from).collect()
     }
 
     /// The payments that exist among those of `order_ids`.
     pub async fn find_all(&self, order_ids: &[OrderId]) -> Result<Vec<Payment>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
-        let rows = row::Entity::find().filter(row::Column::OrderId.is_in(ids)).all(self.db.read()).await?;
+        let mut rows = row::Entity::find().filter(row::Column::OrderId.is_in(ids)).all(self.db.read()).await?;
+        let found: HashSet<OrderId> = rows.iter().map(|row| OrderId::from_uuid(row.order_id)).collect();
+        let archived = self.archived(order_ids.iter().filter(|id| !found.contains(id)).copied()).await?;
+        rows.extend(archived.into_iter().map(|archived| archived.payment));
         rows.into_iter().map(Payment::try_from).collect()
     }
 
@@ -348,8 +377,17 @@ impl Store {
     }
 
     async fn lock(&self, tx: &Tx, order_id: OrderId) -> Result<Payment, Error> {
-        let found = row::Entity::find_by_id(order_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
-        // Payments are never deleted, and this one has just conflicted with an insert.
+        let lock = || row::Entity::find_by_id(order_id.as_uuid()).lock_exclusive().one(tx.conn());
+        let mut found = lock().await?;
+        // An archived payment may be deleted again at once.
+        for _ in 0..MAX_RESTORES {
+            if found.is_some() {
+                break;
+            }
+            self.restore(tx, order_id).await?;
+            found = lock().await?;
+        }
+        // A payment that has just conflicted with an insert exists.
         found.ok_or(Error::Corrupt { what: "payment", value: order_id.to_string() })?.try_into()
     }
 }

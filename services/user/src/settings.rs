@@ -22,13 +22,13 @@ pub struct Config {
     /// Maximum passwords waiting for a processor; when the queue is full, the newest one of the address with the most waiting is rejected
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
     pub bcrypt_queue: u16,
-    /// Maximum failed log-ins in a row per account and address; also the maximum of concurrent ones
+    /// Failed log-ins per account and client network that are admitted as a burst; also the maximum of concurrent ones
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures: u32,
     /// How long it takes after that until one more log-in is admitted
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURE_INTERVAL", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub login_failure_interval: Duration,
-    /// Maximum pairs of account and address whose failures are remembered
+    /// Maximum pairs of account and client network whose failures are remembered
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures_remembered: u32,
     /// Rate limit per caller for log-ins and for password changes, for example 20/s, 100/m [default: unlimited]

@@ -1,4 +1,5 @@
-//! Limits failed log-ins of one account from one address: a token bucket that refills with time. It rejects and never
+//! Limits failed password checks (Login, ChangePassword, a repeated Register) of one account from one client network: a
+//! token bucket that refills with time. It rejects and never
 //! sleeps, and is checked before a processor is spent on bcrypt.
 //!
 //! A log-in reserves a token while it is in flight, and returns it unless the password was wrong. So concurrent log-ins
@@ -20,11 +21,11 @@ const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
-    /// Wrong passwords in a row that are admitted.
+    /// The bucket's size: wrong passwords that are admitted as a burst.
     pub(crate) failures: u32,
     /// The time to refill one attempt.
     pub(crate) interval: Duration,
-    /// How many pairs of account and address are remembered.
+    /// How many pairs of account and client network are remembered.
     pub(crate) max_remembered: usize,
 }
 
@@ -41,7 +42,7 @@ impl Source {
     }
 }
 
-/// Rejected after too many failures.
+/// Rejected: too many password checks have failed or are in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Throttled {
     /// When the next attempt is admitted.
@@ -62,7 +63,7 @@ impl Throttle {
     pub(crate) fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
         let rejected = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.logins.throttled")
-            .with_description("Log-ins rejected after too many failures")
+            .with_description("Password checks rejected because too many have failed or are in flight")
             .build();
         let limiter = Limiter::new(Rate::new(limits.failures, limits.interval), limits.max_remembered);
         Self(Arc::new(Inner { clock, limiter: Mutex::new(limiter), rejected }))

@@ -108,6 +108,17 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The age at which something final is archived: at least a minute, so that no call about it is in flight.
+///
+/// # Errors
+/// The text is not a duration, or is below a minute.
+pub fn archive_after(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        duration if duration < Duration::from_secs(60) => Err("at least 1m is needed here".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
 /// A rate limit per caller: `20/s`, `100/m`, `1000/h`.
 ///
 /// # Errors

@@ -9,12 +9,11 @@
 
 use std::time::Duration;
 
-use kernel::Timestamp;
+use kernel::{Timestamp, first_id_at};
 use sea_orm::{FromQueryResult, Statement};
 use storage::{Backend, Error};
 use uuid::Uuid;
 
-use crate::trace_event::first_id_at;
 use crate::trace_event_store::TraceEventStore;
 
 /// Statements of others queue behind a lock that is awaited: it is given up soon, and tried again at the next sweep.

@@ -75,10 +75,7 @@ impl Recent {
 
     /// Whether the order belongs to the scope. `None`: it is not kept.
     pub(super) fn is_in(&self, scope: Scope, id: OrderId) -> Option<bool> {
-        self.read(id, |order| match scope {
-            Scope::Of(user) => order.user == user,
-            Scope::All => true,
-        })
+        self.read(id, |order| scope.includes(order.user))
     }
 
     /// The transitions after a version, oldest first. `None`: the order is not kept up to the version `known`, which is

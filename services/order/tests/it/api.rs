@@ -20,6 +20,7 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it()
     let ada = system.client("customer");
     let order = ada.create(mugs(3)).await.expect("an order");
     assert_eq!((state(order.state()), order.version, order.user_id), ("CREATED".into(), 1, ada.id.to_string()));
+    assert!(order.order_id.ends_with("07"), "{} is of cell 7", order.order_id);
     assert_eq!(order.total.expect("a total").minor_units, 300);
     let (states, end) = ada.watch_to_the_end(&order.order_id, 0).await;
     end.expect("a clean end");

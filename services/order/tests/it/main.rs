@@ -2,12 +2,13 @@
 //!
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
-//! - `life`, `create`, `batches`, `cancel`, `stock`, `unpaid`, `crash`: its rules
+//! - `life`, `create`, `batches`, `cancel`, `stock`, `unpaid`, `archive`, `crash`: its rules
 //! - `system`, `api`, `admin`, `traffic`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of errors, which are public
 
 mod admin;
 mod api;
+mod archive;
 mod batches;
 mod cancel;
 mod crash;

@@ -123,6 +123,7 @@ impl World {
             amount_limits: kernel::AmountLimits::default(),
             clock: clock.clone(),
             ids: Arc::new(SystemIds),
+            cell: 0,
         };
         let inventory = Inventory { store: store.clone() };
         let user = new_user();
@@ -154,7 +155,7 @@ impl World {
     }
 
     /// A store that keeps nothing in memory yet.
-    fn reader(&self) -> Store {
+    pub(crate) fn reader(&self) -> Store {
         Store::new(self.db.clone(), self.clock.clone()).by_given_clock()
     }
 
@@ -373,7 +374,7 @@ impl Shared {
             poll_interval: Duration::from_millis(20),
             backoff: Duration::from_millis(200),
             backoff_cap: BACKOFF_CAP,
-            max_drives: 16,
+            max_in_flight: 16,
         };
         Driver::new(effects, Context { options, ids: Arc::new(SystemIds), faults, tasks, shutdown })
     }

@@ -363,6 +363,7 @@ impl System {
                 amount_limits: kernel::AmountLimits::default(),
                 clock: shared.clock.clone(),
                 ids: Arc::new(SystemIds),
+                cell: 0,
             },
             inventory: Inventory { store: shared.orders.clone() },
             sources,
@@ -453,7 +454,7 @@ impl System {
                 poll_interval: GUARD,
                 backoff: BACKOFF,
                 backoff_cap: BACKOFF_CAP,
-                max_drives: 8,
+                max_in_flight: 8,
             },
         };
         let driver = payment::driver::Driver::new(payments, context);
@@ -640,11 +641,11 @@ impl System {
 fn order_driver(
     shared: &Arc<Shared>,
     name: &str,
-    max_drives: usize,
+    max_in_flight: usize,
     wire: Wire,
     tasks: &TaskTracker,
 ) -> order::driver::Driver {
-    let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
+    let faults: Arc<dyn kernel::Faults> = if max_in_flight == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
     let effects = order::driver::Effects {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
@@ -661,11 +662,11 @@ fn order_driver(
         options: order::driver::Options {
             instance: name.to_owned(),
             // An instance that never drives: its tasks give up immediately.
-            lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },
+            lease: if max_in_flight == 0 { Duration::from_millis(2) } else { LEASE },
             poll_interval: GUARD,
             backoff: BACKOFF,
             backoff_cap: BACKOFF_CAP,
-            max_drives,
+            max_in_flight,
         },
     };
     order::driver::Driver::new(effects, context)

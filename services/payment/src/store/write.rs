@@ -34,7 +34,7 @@ async fn keys(tx: &Tx, rows: Rows, sql: &str) -> Result<HashSet<Uuid>, Error> {
 }
 
 impl Store {
-    /// Inserts payments, sorted by their orders' ids; returns the orders that had none.
+    /// Inserts payments, sorted by their orders' ids; returns the orders that had none, in the archive neither.
     pub(super) async fn insert(&self, tx: &Tx, new: &[(&Payment, &Schedule)]) -> Result<HashSet<Uuid>, Error> {
         let payments = || new.iter().map(|(payment, _)| *payment);
         let rows = Rows::new()
@@ -63,7 +63,9 @@ impl Store {
              traceparent, create_time, update_time) \
              SELECT order_id, user_id, state, amount, currency, payment_method, contact_email, fingerprint, 1, attempt, 0, \
              {now} + due_in, lease_owner, COALESCE({now} + lease_length, 0), cancel_asked, refund_n, decline_code, \
-             traceparent, create_time, create_time FROM v WHERE TRUE ON CONFLICT (order_id) DO NOTHING RETURNING order_id"
+             traceparent, create_time, create_time FROM v \
+             WHERE NOT EXISTS (SELECT 1 FROM payment_archive a WHERE a.order_id = v.order_id) \
+             ON CONFLICT (order_id) DO NOTHING RETURNING order_id"
         );
         keys(tx, rows, &insert).await
     }
@@ -169,9 +171,22 @@ impl PaymentUpdate {
 }
 
 async fn insert_attempts<'a>(tx: &Tx, attempts: impl Iterator<Item = (OrderId, &'a Attempt)>) -> Result<(), Error> {
-    let attempts: Vec<_> = attempts.collect();
+    tx.conn().execute_rows(attempt_rows(&attempts.collect::<Vec<_>>()), INSERT_ATTEMPTS).await
+}
+
+/// Inserts those of an archived payment that are not there.
+pub(super) async fn restore_attempts(tx: &Tx, order_id: OrderId, attempts: &[Attempt]) -> Result<(), Error> {
+    let attempts: Vec<_> = attempts.iter().map(|attempt| (order_id, attempt)).collect();
+    let insert = format!("{INSERT_ATTEMPTS} WHERE TRUE ON CONFLICT DO NOTHING");
+    tx.conn().execute_rows(attempt_rows(&attempts), &insert).await
+}
+
+const INSERT_ATTEMPTS: &str = "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, \
+                               span_id) SELECT order_id, attempt, effect, outcome, state, time, trace_id, span_id FROM v";
+
+fn attempt_rows(attempts: &[(OrderId, &Attempt)]) -> Rows {
     let each = || attempts.iter().map(|(_, attempt)| *attempt);
-    let rows = Rows::new()
+    Rows::new()
         .with("order_id", attempts.iter().map(|(order_id, _)| order_id.as_uuid()))
         .with("attempt", each().map(|attempt| attempt.attempt))
         .with("effect", each().map(|attempt| attempt.effect.clone()))
@@ -179,10 +194,7 @@ async fn insert_attempts<'a>(tx: &Tx, attempts: impl Iterator<Item = (OrderId, &
         .with("state", each().map(|attempt| attempt.state.name().to_owned()))
         .with("time", each().map(|attempt| attempt.time.as_micros()))
         .with("trace_id", each().map(|attempt| attempt.trace_id.clone()))
-        .with("span_id", each().map(|attempt| attempt.span_id.clone()));
-    let insert = "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
-                  SELECT order_id, attempt, effect, outcome, state, time, trace_id, span_id FROM v";
-    tx.conn().execute_rows(rows, insert).await
+        .with("span_id", each().map(|attempt| attempt.span_id.clone()))
 }
 
 fn method(payment: &Payment) -> Option<String> {

@@ -366,5 +366,5 @@ fn secrets_are_not_printed_with_the_settings() {
     let config = PaymentArgs::parse_from(args).config;
     assert!(!format!("{config:?}").contains(API_KEY));
     assert!(PaymentArgs::try_parse_from(["payment", "--gateway-api-key", "two words"]).is_err());
-    assert!(PaymentArgs::try_parse_from(["payment", "--max-drives", "0"]).is_err());
+    assert!(PaymentArgs::try_parse_from(["payment", "--max-in-flight", "0"]).is_err());
 }

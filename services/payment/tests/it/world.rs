@@ -104,7 +104,7 @@ impl World {
         self.instance_with(name, Arc::new(NoFaults), 8)
     }
 
-    pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_drives: usize) -> Instance {
+    pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_in_flight: usize) -> Instance {
         let events: Arc<dyn EventSink> = Arc::new(NoSink(name.to_owned()));
         let (tasks, shutdown, subscriptions) = (TaskTracker::new(), CancellationToken::new(), Subscriptions::default());
         let payments = Payments {
@@ -122,7 +122,7 @@ impl World {
             poll_interval: Duration::from_millis(10),
             backoff: BACKOFF,
             backoff_cap: Duration::from_secs(60),
-            max_drives,
+            max_in_flight,
         };
         let (ids, tracked, stop) = (Arc::new(SystemIds), tasks.clone(), shutdown.clone());
         let driver = Driver::new(payments, Context { options, ids, faults, tasks: tracked, shutdown: stop });
