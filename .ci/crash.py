@@ -118,7 +118,7 @@ def taken_port():
 
 
 def chaos_on(*flags):
-    """A separate system is subjected to every fault, healed, and keeps its promises."""
+    """Random faults are injected into a dedicated system, then stop; the promises hold."""
     done = subprocess.run([str(BIN), "chaos", *flags], capture_output=True, text=True, timeout=600, check=False)
     check(done.returncode == 0, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
     last = done.stdout.strip().splitlines()[-1]
@@ -129,5 +129,5 @@ def chaos_on(*flags):
 
 
 def chaos():
-    """On SQLite: every process is killed and suspended, and the gateway misbehaves."""
+    """On SQLite: random processes are killed or suspended, and the gateway injects faults."""
     return chaos_on("--duration", "40s")

@@ -88,7 +88,7 @@ def version():
     for name in subprocess.run(["git", "ls-files", "deploy", ".ci/k8s_cluster.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split():
         for tag in re.findall(r"(?:\bordermesh:|newTag: |[vV]ersion: |tag: |image\.version=\")(\d+\.\d+\.\d+)", (ROOT / name).read_text(encoding="utf-8")):
             found.setdefault(tag, set()).add(name)
-    check(set(found) == {VERSION}, f"every image tag is {VERSION}: {found}")
+    check(set(found) == {VERSION}, f"every version in deploy/ and .ci/k8s_cluster.py is {VERSION}: {found}")
     own = {each["name"]: each["version"] for each in tomllib.loads((ROOT / "Cargo.lock").read_text())["package"] if "source" not in each}
     check(set(own.values()) == {VERSION}, f"every crate of ours is {VERSION} in Cargo.lock: {own}")
     releases = re.findall(r"^## (.*)$", (ROOT / "deploy/CHANGELOG.md").read_text(), re.MULTILINE)

@@ -139,7 +139,7 @@ class Fresh:
 
 
 def first_steps(folder, reuse=""):
-    """The README's commands up to the order by hand, as printed."""
+    """The README's commands up to the order by hand, as printed; with `reuse` without the tests and the demo."""
     if reuse:
         loopback_up()
     fresh = Fresh(Path(folder), bool(reuse))

@@ -102,7 +102,7 @@ class Cluster:
                 forward.wait()
 
     def job(self, manifest, seconds):
-        """Creates a Job; returns its name."""
+        """Creates a Job and waits until its pod has started; returns its name."""
         name = json.loads(self.kubectl("create", "-f", "-", "-o", "json", text=json.dumps(manifest)))["metadata"]["name"]
         eventually(f"the pod of {name} runs", seconds, lambda: self.job_pod(name))
         return name

@@ -131,7 +131,7 @@ def run():
         with Load(system, "--rate", "40") as load:
             grows("published", nats.count)
             nats.kill()
-            away = grows("stored while NATS is away", lambda: stored(system))
+            away = grows("stored while NATS is down", lambda: stored(system))
             nats.start()
             grows("published again", nats.count)
             name = publisher(system)

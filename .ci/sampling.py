@@ -1,4 +1,4 @@
-"""The real collector's sampling with deploy/collector/collector.yaml: keeps every failed event, slow orders, and a share of the rest."""
+"""The real collector's sampling with deploy/collector/collector.yaml: keeps every failed event, traces with errors, slow orders, and a share of the rest."""
 
 import math
 import tempfile

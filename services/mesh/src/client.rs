@@ -1,5 +1,6 @@
 //! The client's stack, on one page.
 
+mod attempted;
 pub(crate) mod attributes;
 mod balance;
 mod breaker;
@@ -23,7 +24,6 @@ mod same_store;
 mod split;
 mod subset;
 mod telemetry;
-mod visited;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -233,7 +233,7 @@ impl Instances {
             subset: Subset::new(self.subset_size, &*self.rng),
             has_tls: self.tls.is_some(),
             created: Instant::now(),
-            has_address_labels: matches!(addresses, Addresses::Fixed(_)),
+            has_address_attributes: matches!(addresses, Addresses::Fixed(_)),
             rng: self.rng.clone(),
             metrics,
         };

@@ -1,4 +1,4 @@
-//! What one instance knows of its calls, live: statistics of the calls that it serves and makes, and taps. The servers
+//! Live statistics of the calls that one instance serves and makes, and taps: statistics of the calls that it serves and makes, and taps. The servers
 //! and channels of a process share a [`Monitor`]; they register when they are built, and are read on request. A call adds
 //! to its statistics under the lock of its method, and reads whether a tap is open.
 

@@ -40,7 +40,7 @@ pub use crate::tls::client::{ClientTls, Trust};
 pub(crate) use crate::tls::files::advice;
 pub use crate::tls::files::{Error, Files};
 use crate::tls::files::{FileContents, read, roots_of};
-use crate::tls::spiffe::{NameError, end_of, name_error, service_of};
+use crate::tls::spiffe::{NameError, name_error, not_after, service_of};
 use crate::tls::time::Time;
 use crate::tls::verify::PlatformClients;
 
@@ -225,7 +225,7 @@ impl ServerTls {
         let presented = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let Inner { trust_domain, clock, .. } = &*self.identity.0;
         let read = |certificate| {
-            let left = end_of(certificate)?.since(clock.now());
+            let left = not_after(certificate)?.since(clock.now());
             Ok((service_of(certificate, trust_domain)?, left))
         };
         // The verifier has parsed the name before: this cannot fail.
@@ -278,7 +278,7 @@ fn make(
     let name = ServerName::try_from(service.clone()).map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let servers = Trusted { roots: &roots, trust_domain, provider, clock }.verifier(&service).map_err(bad)?;
     servers.verify_server_cert(own, intermediates, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
-    let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
+    let ends = not_after(own).map_err(|error| bad(name_error(error)))?;
     let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;
     let certified = Arc::new(certified);

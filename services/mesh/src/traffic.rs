@@ -1,6 +1,7 @@
 //! The traffic policy: what an operator changes, at run time and by a file, of how calls are made: shorter timeouts,
-//! faults on purpose, shares and copies for other targets, and stricter callers that are only counted. It can narrow what the contract allows, and widen
-//! nothing. A new file is taken whole, or rejected whole with one line while the old one stays in force.
+//! faults on purpose, shares and copies for other targets, and audited callers: calls of others are counted, not denied. It
+//! can narrow what the contract allows, and widen nothing. A new file is taken whole, or rejected whole with one line while
+//! the old one stays in force.
 
 pub(crate) mod duration;
 pub(crate) mod file;

@@ -18,7 +18,7 @@ pub(crate) struct Options {
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
-    /// One rpc per line
+    /// One method per line
     Table,
     /// An array of objects
     Json,
@@ -27,7 +27,7 @@ enum Format {
 /// An rpc's policy, as printed.
 #[derive(Serialize)]
 struct Policy {
-    /// The service that implements the rpc, for example `order`.
+    /// The first component of the proto package: the service, or `mesh` for the admin API that every service serves.
     service: &'static str,
     /// The full name, for example `order.v1.OrderService/CreateOrder`.
     method: &'static str,

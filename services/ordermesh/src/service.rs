@@ -51,10 +51,10 @@ impl Service {
         Self::ALL.into_iter().find(|service| service.name() == name)
     }
 
-    /// The number of instances in a system with `of_each` instances of each service.
-    pub(crate) const fn instances(self, of_each: u16) -> u16 {
+    /// The number of instances in a system with `instances_per_service` instances of each service.
+    pub(crate) const fn instances(self, instances_per_service: u16) -> u16 {
         match self {
-            Self::User | Self::Order | Self::Payment | Self::Data => of_each,
+            Self::User | Self::Order | Self::Payment | Self::Data => instances_per_service,
             Self::Gateway => 1,
         }
     }
@@ -82,8 +82,10 @@ impl Service {
     }
 
     /// The addresses of all instances.
-    pub(crate) fn addresses(self, port_base: u16, of_each: u16) -> Vec<String> {
-        (1..=self.instances(of_each)).map(|instance| self.address(port_base, instance).to_string()).collect()
+    pub(crate) fn addresses(self, port_base: u16, instances_per_service: u16) -> Vec<String> {
+        (1..=self.instances(instances_per_service))
+            .map(|instance| self.address(port_base, instance).to_string())
+            .collect()
     }
 }
 
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_match_the_readme() {
+    fn ports_are_consecutive_from_each_services_offset() {
         let ports = |service: Service| service.addresses(7000, 2);
         assert_eq!(ports(Service::User), ["127.0.0.1:7101", "127.0.0.1:7102"]);
         assert_eq!(ports(Service::Order), ["127.0.0.1:7201", "127.0.0.1:7202"]);

@@ -176,10 +176,12 @@ async fn renew(data_dir: DataDir, stop: CancellationToken) {
 
 /// Every process of the system.
 fn each(config: &SystemConfig) -> impl Iterator<Item = (Service, u16)> {
-    let of_each = config.instances;
+    let instances_per_service = config.instances;
     // The gateway and Data first: the others depend on them.
     let order = [Service::Gateway, Service::Data, Service::User, Service::Payment, Service::Order];
-    order.into_iter().flat_map(move |service| (1..=service.instances(of_each)).map(move |instance| (service, instance)))
+    order.into_iter().flat_map(move |service| {
+        (1..=service.instances(instances_per_service)).map(move |instance| (service, instance))
+    })
 }
 
 /// The flags of a service's processes; forwarded settings come last.

@@ -145,7 +145,7 @@ impl Location {
         self.addresses_of(service).is_none()
     }
 
-    /// The addresses of this machine's instances that accept connections. The plain health port is asked first: a
+    /// The addresses of this machine's instances that accept connections. The port of HTTP health checks is asked first: a
     /// connection without a TLS handshake is an error of the other one.
     async fn listening(&self, service: Service) -> Vec<String> {
         let probes = (1..=service.instances(MAX_INSTANCES)).map(|instance| async move {

@@ -2,7 +2,7 @@
 //! idempotency keys and versions.
 //!
 //! The table has the columns `order_id` (its key), `next_attempt_time` (NULL: nothing is pending), `lease_owner` and
-//! `lease_until` (0: not leased), in microseconds since the epoch. All of them are read and written on ONE clock: the
+//! `lease_until` (0: not leased), in microseconds since the epoch. Both times are read and written on ONE clock: the
 //! database's on PostgreSQL, where instances run on several machines; the process's on SQLite.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::transact::Tx;
 
 /// A stored time further in the future than its maximum by more than this is attributed to a clock that was set back
-/// since: the clocks of two machines differ by less.
+/// since. A failover to another database server may change the clock by less.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// The owner and the length of a lease.
@@ -29,7 +29,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The latest end of a lease taken now, from now.
+    /// The longest remaining time of a valid lease: its length and the clock's tolerance.
     fn longest(&self) -> Value {
         micros(self.length + CLOCK_TOLERANCE).into()
     }
@@ -55,7 +55,7 @@ pub fn now_sql(backend: Backend, parameter: &str) -> String {
 struct Sql {
     now: String,
     due_check: String,
-    clamp: String,
+    reset_far_future: String,
     claim_due: String,
     claim: String,
     make_due: String,
@@ -104,7 +104,7 @@ impl Leases {
     }
 
     /// The current time as a parameter: NULL for the database's clock.
-    pub fn now(&self) -> Value {
+    pub fn now_parameter(&self) -> Value {
         self.now_micros().into()
     }
 
@@ -139,11 +139,12 @@ impl Leases {
     /// A statement whose first parameter is the current time: its text stays constant, so that it is prepared once.
     pub fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
         let backend = self.db.read().get_database_backend();
-        Statement::from_sql_and_values(backend, sql, std::iter::once(self.now()).chain(values))
+        Statement::from_sql_and_values(backend, sql, std::iter::once(self.now_parameter()).chain(values))
     }
 
-    /// Takes the leases of at most `limit` rows that are due and not leased. Writes nothing if there are none. No due
-    /// time should be later than `longest_wait` from now.
+    /// Takes the leases of at most `limit` rows that are due and not leased. A due time that is later than `longest_wait`
+    /// and the tolerance from now was written before the clock was set back: it is set to now. Otherwise nothing is written
+    /// unless a row is due.
     ///
     /// # Errors
     /// The database failed.
@@ -158,7 +159,7 @@ impl Leases {
         let check = self.timed(&self.sql.due_check, [lease.longest(), beyond.into()]);
         let Some(found) = DueCheck::find_by_statement(check).one(self.db.read()).await? else { return Ok(Vec::new()) };
         if found.beyond > 0 {
-            self.execute(self.sql.clamp.clone(), vec![beyond.into()]).await?;
+            self.execute(self.sql.reset_far_future.clone(), vec![beyond.into()]).await?;
         } else if found.due == 0 {
             return Ok(Vec::new());
         }
@@ -195,8 +196,8 @@ impl Leases {
         Ok(M::find_by_statement(self.timed(&self.sql.claim, values)).one(tx.conn()).await?)
     }
 
-    /// Makes a row due now, if it has a pending effect. A row that is being driven is then retried immediately: the due
-    /// time changes even if the row was due already, and its driver compares it with the one it has read.
+    /// Makes a row due now, if it has a pending effect. If the current attempt of a leased row fails, the next one is due
+    /// immediately: the due time changes even if the row was due already, and its driver compares it with the one it has read.
     ///
     /// # Errors
     /// The database failed.
@@ -221,7 +222,8 @@ impl Leases {
 impl Sql {
     fn new(backend: Backend, table: &str) -> Self {
         let now = now_sql(backend, "$1");
-        // Several rows are locked in the order of their keys, here and by batches of changes.
+        // `reset_far_future` and `free` lock rows in the order of their keys, as batches of changes do; `claim_due` skips locked
+        // rows, so its order does not matter.
         let (skip_locked, lock) = match backend {
             Backend::Sqlite => ("", ""),
             Backend::Postgres => ("FOR UPDATE SKIP LOCKED", "FOR NO KEY UPDATE"),
@@ -238,7 +240,7 @@ impl Sql {
                  WHERE next_attempt_time IS NOT NULL) > {now} + $3 THEN 1 ELSE 0 END AS beyond",
                 is_free("$2")
             ),
-            clamp: format!(
+            reset_far_future: format!(
                 "UPDATE {table} SET next_attempt_time = {now} WHERE order_id IN (SELECT order_id FROM {table} \
                  WHERE next_attempt_time > {now} + $2 ORDER BY order_id {lock})"
             ),
@@ -257,7 +259,7 @@ impl Sql {
                 "UPDATE {table} SET next_attempt_time = CASE WHEN next_attempt_time > {now} THEN {now} ELSE next_attempt_time - 1 \
                  END WHERE order_id = $2 AND next_attempt_time IS NOT NULL"
             ),
-            // With the time, as all of them: PostgreSQL wants a use of each parameter.
+            // With the time, as all of them: PostgreSQL cannot determine the type of a parameter that is not used.
             free: format!(
                 "UPDATE {table} SET lease_owner = NULL, lease_until = 0 WHERE order_id IN (SELECT order_id FROM {table} \
                  WHERE lease_owner = $2 AND next_attempt_time IS NOT NULL AND {now} IS NOT NULL ORDER BY order_id {lock})"

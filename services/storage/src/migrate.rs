@@ -1,7 +1,7 @@
 //! Migrates the schema at start-up, under a lock, so that any number of instances may start concurrently.
 //!
-//! Migrations only add; what the last release reads is removed one release later. A schema that is newer than the
-//! program is left as it is: an instance of the last release must start next to the next one.
+//! Migrations are additive; what the previous release reads is removed one release later. A schema that is newer than the
+//! program is left as it is: instances of the previous release must start beside newer ones.
 
 use std::time::Duration;
 

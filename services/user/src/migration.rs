@@ -1,4 +1,4 @@
-//! The schema's migrations. They only add: see `storage::migrate`.
+//! The schema's migrations. They are additive: see `storage::migrate`.
 
 use storage::Migration;
 

@@ -11,12 +11,12 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use crate::call::wire::{AttemptError, Reach, Request, Response};
+use crate::client::attempted::AttemptedEndpoints;
 use crate::client::breaker::{BreakerPermit, BreakerTransition};
 use crate::client::call::CallDeadline;
 use crate::client::endpoint::{Endpoint, Failure};
 use crate::client::endpoints::Endpoints;
 use crate::client::evidence::Evidence;
-use crate::client::visited::Visited;
 
 /// How many times a request may fail unsent (connections that close immediately) before the call fails.
 const MAX_UNSENT: usize = 8;
@@ -25,7 +25,7 @@ const MAX_UNSENT: usize = 8;
 #[derive(Clone, Default)]
 pub(crate) struct Attempt {
     pub(crate) deadline: Option<CallDeadline>,
-    pub(crate) visited: Visited,
+    pub(crate) attempted: AttemptedEndpoints,
 }
 
 /// All instances of a target as a service. Clones share them.
@@ -53,14 +53,14 @@ impl Shared {
         mut failures: Vec<String>,
     ) -> Result<Response, AttemptError> {
         while failures.len() < MAX_UNSENT {
-            let before = attempt.visited.get().clone();
+            let before = attempt.attempted.get().clone();
             let (endpoint, permit) = self.endpoints.pick(&before).await?;
-            attempt.visited.get().push(endpoint.clone());
+            attempt.attempted.get().push(endpoint.clone());
             match Ticket::new(endpoint, permit, attempt.deadline).send(*request).await {
                 Ok(response) => return Ok(response),
                 Err(Failure::NoResponse(failed)) => return Err(failed),
                 Err(Failure::NotSent(unsent, why)) => {
-                    attempt.visited.last_was_not_sent();
+                    attempt.attempted.mark_last_unsent();
                     failures.push(why);
                     request = unsent;
                 }
@@ -118,7 +118,7 @@ impl Ticket {
         self.is_settled = true;
         let now = Instant::now();
         let (endpoint, took) = (&*self.endpoint, now.saturating_duration_since(self.began));
-        endpoint.metrics.attempt(&endpoint.labels);
+        endpoint.metrics.attempt(&endpoint.attributes);
         let evidence = Evidence::of(code, self.deadline);
         endpoint.attempts.lock().record(now, took, matches!(evidence, Evidence::Fails));
         match evidence {
@@ -150,7 +150,7 @@ impl Ticket {
 
     fn cancelled_by_caller(&self) {
         let now = Instant::now();
-        self.endpoint.metrics.attempt(&self.endpoint.labels);
+        self.endpoint.metrics.attempt(&self.endpoint.attributes);
         let took = now.saturating_duration_since(self.began);
         self.endpoint.load.no_response(now, took);
         let failed = matches!(Evidence::of_cancelled(self.deadline, now), Evidence::Fails);
@@ -167,13 +167,13 @@ impl Ticket {
         match transition {
             BreakerTransition::None => {}
             BreakerTransition::Opened => {
-                endpoint.metrics.breakers_open(&endpoint.labels, 1);
+                endpoint.metrics.breakers_open(&endpoint.attributes, 1);
                 tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
             }
             BreakerTransition::Closed => {
                 let now = Instant::now();
                 endpoint.load.recovered(now, now.saturating_duration_since(self.began));
-                endpoint.metrics.breakers_open(&endpoint.labels, -1);
+                endpoint.metrics.breakers_open(&endpoint.attributes, -1);
                 tracing::info!(target: "ordermesh", address, "circuit breaker closed");
             }
         }
@@ -202,13 +202,13 @@ impl Service<Request> for Balance {
     fn call(&mut self, mut request: Request) -> Self::Future {
         let attempt: Attempt = request.extensions_mut().remove().unwrap_or_default();
         let shared = self.0.clone();
-        let mut visited = attempt.visited.get();
-        let Some((endpoint, permit)) = shared.endpoints.pick_now(&visited) else {
-            drop(visited);
+        let mut attempted = attempt.attempted.get();
+        let Some((endpoint, permit)) = shared.endpoints.pick_now(&attempted) else {
+            drop(attempted);
             return Box::pin(shared.go_on(Box::new(request), attempt, vec![]));
         };
-        visited.push(endpoint.clone());
-        drop(visited);
+        attempted.push(endpoint.clone());
+        drop(attempted);
         let sending = Ticket::new(endpoint, permit, attempt.deadline).send(request);
         Box::pin(async move {
             match sending.await {
@@ -216,7 +216,7 @@ impl Service<Request> for Balance {
                 Err(Failure::NoResponse(failed)) => Err(failed),
                 // Rare: boxed separately, or every call's future would be as large.
                 Err(Failure::NotSent(unsent, why)) => {
-                    attempt.visited.last_was_not_sent();
+                    attempt.attempted.mark_last_unsent();
                     Box::pin(shared.go_on(unsent, attempt, vec![why])).await
                 }
             }

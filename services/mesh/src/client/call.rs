@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::call::deadline::{GRPC_TIMEOUT, format};
 use crate::call::wire::{Request, never_indexed};
-use crate::client::visited::Visited;
+use crate::client::attempted::AttemptedEndpoints;
 use crate::monitor::observed::TapDetails;
 use crate::policy::MethodPolicy;
 use crate::traffic::TrafficRule;
@@ -26,7 +26,7 @@ pub(crate) struct ClientCall {
     /// The affinity key of a split: calls with the same key go to the same backend. Derived from the order id.
     pub(crate) affinity_key: Option<u64>,
     /// The instances that it was sent to.
-    pub(crate) visited: Visited,
+    pub(crate) attempted: AttemptedEndpoints,
     /// While a tap is open.
     pub(crate) tap: Option<Arc<TapDetails>>,
 }

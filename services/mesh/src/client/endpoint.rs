@@ -46,9 +46,9 @@ pub(crate) enum Failure {
 #[derive(Default)]
 pub(crate) struct Connection {
     sender: Mutex<Option<SendRequest<Body>>>,
-    /// Whether the peer's HPACK table has the names of our headers.
+    /// Whether the peer's dynamic table of HPACK has the names `traceparent` and `grpc-timeout`.
     is_primed: AtomicBool,
-    /// Notified when a call needs the connection: the next attempt does not wait for the whole backoff.
+    /// Notified when a call needs the connection: the next connection attempt begins before the backoff has elapsed.
     pub(crate) connect_now: Notify,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Endpoint {
     next_connection: AtomicUsize,
     /// The number of open connections.
     connected: AtomicUsize,
-    /// The number of the last connection failure, and its message.
+    /// The sequence number of the last connection failure, and its message.
     last_failure: Mutex<Option<(u64, String)>>,
     /// Cancelled when the instance is removed: no new calls, open streams continue.
     pub(crate) removed: CancellationToken,
@@ -70,7 +70,7 @@ pub(crate) struct Endpoint {
     pub(crate) breaker: Breaker,
     pub(crate) attempts: Mutex<AttemptStatistics>,
     pub(crate) metrics: Arc<ClientMetrics>,
-    pub(crate) labels: Box<[KeyValue]>,
+    pub(crate) attributes: Box<[KeyValue]>,
 }
 
 /// The configuration that all endpoints of a target share.
@@ -80,8 +80,8 @@ pub(crate) struct EndpointConfig {
     pub(crate) has_tls: bool,
     /// When the channel was created. All its statistics windows count from then, so they are equally long.
     pub(crate) created: Instant,
-    /// Whether metrics have the address as a label: only where the number of addresses is bounded.
-    pub(crate) has_address_labels: bool,
+    /// Whether metrics have `server.address` and `server.port`: only where the number of addresses is bounded.
+    pub(crate) has_address_attributes: bool,
     pub(crate) rng: Arc<dyn Rng>,
     pub(crate) metrics: Arc<ClientMetrics>,
 }
@@ -90,7 +90,7 @@ impl Endpoint {
     pub(crate) fn new(address: String, config: &EndpointConfig, removed: CancellationToken) -> Self {
         let authority: Option<Authority> = address.parse().ok();
         Self {
-            labels: config.metrics.labels(authority.as_ref().filter(|_| config.has_address_labels)),
+            attributes: config.metrics.attributes(authority.as_ref().filter(|_| config.has_address_attributes)),
             authority,
             address,
             scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
@@ -124,11 +124,11 @@ impl Endpoint {
     }
 
     /// The last connection failure, if it has this number or a later one.
-    pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
+    pub(crate) fn failure_since(&self, since: u64) -> Option<String> {
         lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
     }
 
-    /// A call is waiting for a connection.
+    /// Ends the connections' backoff early, because a call needs one.
     pub(crate) fn request_connection(&self) {
         self.connections.iter().for_each(|connection| connection.connect_now.notify_one());
     }
@@ -140,7 +140,7 @@ impl Endpoint {
     pub(crate) fn connection_made(&self, connection: &Connection, sender: SendRequest<Body>) {
         connection.is_primed.store(false, Ordering::Relaxed);
         if lock(&connection.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.metrics.ready(&self.labels, 1);
+            self.metrics.ready(&self.attributes, 1);
         }
     }
 
@@ -152,7 +152,7 @@ impl Endpoint {
     fn clear(&self, connection: &Connection, is_lost: impl FnOnce(&SendRequest<Body>) -> bool) {
         let taken = lock(&connection.sender).take_if(|sender| is_lost(sender));
         if taken.is_some() && self.connected.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.metrics.ready(&self.labels, -1);
+            self.metrics.ready(&self.attributes, -1);
         }
     }
 
@@ -161,7 +161,7 @@ impl Endpoint {
         &self,
         mut request: Request,
     ) -> Result<(usize, impl Future<Output = SendResult> + Send + use<>), Failure> {
-        self.address_request(&mut request);
+        self.set_scheme_and_authority(&mut request);
         let first = if self.connections.len() == 1 { 0 } else { self.next_connection.fetch_add(1, Ordering::Relaxed) };
         for step in 0..self.connections.len() {
             let index = (first + step) % self.connections.len();
@@ -190,7 +190,7 @@ impl Endpoint {
     }
 
     /// HTTP/2 needs `:scheme` and `:authority`; a generated client sets only the path.
-    fn address_request(&self, request: &mut Request) {
+    fn set_scheme_and_authority(&self, request: &mut Request) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = self.authority.clone();
@@ -209,7 +209,7 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         if self.breaker.is_open() {
-            self.metrics.breakers_open(&self.labels, -1);
+            self.metrics.breakers_open(&self.attributes, -1);
         }
     }
 }
@@ -230,7 +230,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
-/// The status of a broken stream or connection (gRPC's table of HTTP/2 errors).
+/// The status of a reset stream or a lost connection. A subset of gRPC's table of HTTP/2 error codes: any other code is
+/// UNAVAILABLE.
 fn attempt_error(error: &hyper::Error) -> AttemptError {
     let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not processed.
@@ -246,7 +247,7 @@ fn attempt_error(error: &hyper::Error) -> AttemptError {
         }
         _ => Code::Unavailable,
     };
-    let status = mesh_status(code, CONNECTION_LOST, format!("the connection was lost: {error}"));
+    let status = mesh_status(code, CONNECTION_LOST, format!("the stream or its connection failed: {error}"));
     AttemptError { status, reach: if is_refused { Reach::Refused } else { Reach::Unknown } }
 }
 

@@ -84,8 +84,8 @@ impl Endpoints {
             let Some(endpoints) = weak.upgrade() else { return };
             let now = Instant::now();
             // Unnamed instances share one label set: the last one would stand for all.
-            for endpoint in endpoints.list().iter().filter(|endpoint| endpoint.labels.len() > 1) {
-                observe(endpoint.load.now(now), &endpoint.labels);
+            for endpoint in endpoints.list().iter().filter(|endpoint| endpoint.attributes.len() > 1) {
+                observe(endpoint.load.now(now), &endpoint.attributes);
             }
         });
     }
@@ -115,13 +115,13 @@ impl Endpoints {
         endpoint
     }
 
-    /// Picks an instance for a call; one that it has not visited, if there is one. Waits while a connection is being
+    /// Picks an instance for a call; one that it has not attempted, if there is one. Waits while a connection is being
     /// made; fails when every instance has failed to connect since the call began.
     pub(crate) async fn pick(
         self: &Arc<Self>,
-        visited: &[Arc<Endpoint>],
+        attempted: &[Arc<Endpoint>],
     ) -> Result<(Arc<Endpoint>, BreakerPermit), AttemptError> {
-        if let Some(picked) = self.pick_now(visited) {
+        if let Some(picked) = self.pick_now(attempted) {
             return Ok(picked);
         }
         let failures_before = self.reconnect.failures.load(Ordering::Acquire);
@@ -130,14 +130,14 @@ impl Endpoints {
             // From here on no notification is missed.
             changed.as_mut().enable();
             let endpoints = self.list();
-            if let Some(picked) = choose(&endpoints, visited, &*self.reconnect.rng) {
+            if let Some(picked) = choose(&endpoints, attempted, &*self.reconnect.rng) {
                 return Ok(picked);
             }
             if self.known.load(Ordering::Acquire) {
                 let failures: Option<Vec<String>> = endpoints
                     .iter()
                     .map(|endpoint| {
-                        Some(format!("{}: {}", endpoint.address(), endpoint.failed_since(failures_before)?))
+                        Some(format!("{}: {}", endpoint.address(), endpoint.failure_since(failures_before)?))
                     })
                     .collect();
                 if let Some(failures) = failures {
@@ -150,10 +150,10 @@ impl Endpoints {
     }
 
     /// The same, without waiting.
-    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, BreakerPermit)> {
+    pub(crate) fn pick_now(self: &Arc<Self>, attempted: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, BreakerPermit)> {
         self.start();
         // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
-        choose(&self.list.read(), visited, &*self.reconnect.rng)
+        choose(&self.list.read(), attempted, &*self.reconnect.rng)
     }
 
     pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> AttemptError {
@@ -194,15 +194,15 @@ impl AddressSink for Endpoints {
 }
 
 /// The instance for the next call. In this order: one whose breaker is due for a probe; the less busy of two with closed
-/// breakers; the same among visited ones; and any connected one, because the last instances are used whatever their
+/// breakers; the same among attempted ones; and any connected one, because the last instances are used whatever their
 /// breakers say.
 fn choose(
     endpoints: &[Arc<Endpoint>],
-    visited: &[Arc<Endpoint>],
+    attempted: &[Arc<Endpoint>],
     rng: &dyn Rng,
 ) -> Option<(Arc<Endpoint>, BreakerPermit)> {
     let now = Instant::now();
-    let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
+    let is_new = |endpoint: &Endpoint| !attempted.iter().any(|other| std::ptr::eq(&**other, endpoint));
     let mut has_open = false;
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_ready()) {
         match endpoint.breaker.gate(now) {

@@ -50,18 +50,18 @@ impl ClientMetrics {
         metrics
     }
 
-    /// The labels of an instance.
-    pub(crate) fn labels(&self, address: Option<&Authority>) -> Box<[KeyValue]> {
-        let mut labels = vec![self.target.clone()];
+    /// The attributes of an instance.
+    pub(crate) fn attributes(&self, address: Option<&Authority>) -> Box<[KeyValue]> {
+        let mut attributes = vec![self.target.clone()];
         if let Some(address) = address {
-            labels.push(KeyValue::new(SERVER_ADDRESS, address.host().to_owned()));
-            labels.extend(address.port_u16().map(|port| KeyValue::new(SERVER_PORT, i64::from(port))));
+            attributes.push(KeyValue::new(SERVER_ADDRESS, address.host().to_owned()));
+            attributes.extend(address.port_u16().map(|port| KeyValue::new(SERVER_PORT, i64::from(port))));
         }
-        labels.into()
+        attributes.into()
     }
 
-    pub(crate) fn attempt(&self, labels: &[KeyValue]) {
-        self.attempts.add(1, labels);
+    pub(crate) fn attempt(&self, attributes: &[KeyValue]) {
+        self.attempts.add(1, attributes);
     }
 
     /// Retries since the start.
@@ -78,12 +78,12 @@ impl ClientMetrics {
         self.rejections.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
     }
 
-    pub(crate) fn ready(&self, labels: &[KeyValue], change: i64) {
-        self.ready.add(change, labels);
+    pub(crate) fn ready(&self, attributes: &[KeyValue], change: i64) {
+        self.ready.add(change, attributes);
     }
 
-    pub(crate) fn breakers_open(&self, labels: &[KeyValue], change: i64) {
-        self.breakers_open.add(change, labels);
+    pub(crate) fn breakers_open(&self, attributes: &[KeyValue], change: i64) {
+        self.breakers_open.add(change, attributes);
     }
 
     /// Exports the retry budget's balance, while it exists.
@@ -101,12 +101,12 @@ impl ClientMetrics {
     }
 }
 
-/// Exports the load of instances; `read` passes on each instance's load and labels, on collection.
+/// Exports the load of instances; `read` passes on each instance's load and attributes, on collection.
 pub(crate) fn export_endpoint_load(read: impl Fn(&mut dyn FnMut(f64, &[KeyValue])) + Send + Sync + 'static) {
     meter()
         .f64_observable_gauge("mesh.client.endpoint.load")
         .with_unit("s")
         .with_description("Peak EWMA of an instance's response time x (calls in flight + 1)")
-        .with_callback(move |observer| read(&mut |load, labels| observer.observe(load, labels)))
+        .with_callback(move |observer| read(&mut |load, attributes| observer.observe(load, attributes)))
         .build();
 }

@@ -26,11 +26,11 @@ use crate::call::metrics::RPC_STATUS;
 use crate::call::mirrored::is_mirrored;
 use crate::call::record::reported_status;
 use crate::call::wire::{MIRRORED_HEADER, Request, Response};
+use crate::client::attempted::AttemptedEndpoints;
 use crate::client::call::{CallDeadline, ClientCall};
 use crate::client::other_targets::{MakeTarget, OtherTarget, OtherTargets};
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
-use crate::client::visited::Visited;
 use crate::monitor::observed::{End, Observer, TapEnd};
 use crate::monitor::statistics::is_server_error;
 use crate::policy::{MethodPolicy, PolicyTable};
@@ -138,7 +138,7 @@ impl<T> Shared<T> {
         Some(Mirrored { shadow, policy, deadline: CallDeadline { at, is_method_timeout: true }, permit })
     }
 
-    fn labels(&self, backend: &str, key: &'static str, value: &'static str) -> [KeyValue; 3] {
+    fn attributes(&self, backend: &str, key: &'static str, value: &'static str) -> [KeyValue; 3] {
         [
             KeyValue::new("mesh.target", self.service),
             KeyValue::new("backend", backend.to_owned()),
@@ -147,12 +147,12 @@ impl<T> Shared<T> {
     }
 
     fn drop_call(&self, backend: &str, cause: &'static str) {
-        self.dropped.add(1, &self.labels(backend, "cause", cause));
+        self.dropped.add(1, &self.attributes(backend, "cause", cause));
     }
 
     fn end(&self, shadow: &OtherTarget<Shadow<T>>, policy: &MethodPolicy, result: Result<(), &Status>) {
         let code = result.map_or_else(Status::code, |()| Code::Ok);
-        self.mirrored.add(1, &self.labels(&shadow.name, RPC_STATUS, code_name(code)));
+        self.mirrored.add(1, &self.attributes(&shadow.name, RPC_STATUS, code_name(code)));
         let Some(status) = result.err().filter(|status| is_server_error(status.code())) else { return };
         if let Some(occurrences) = shadow.failures.count(Instant::now()) {
             let (backend, method, code) = (&shadow.name, policy.name(), code_name(code));
@@ -172,9 +172,9 @@ where
     /// Sends the copy in a task of its own.
     fn send(self: &Arc<Self>, mirrored: Mirrored<T>, mut parts: Parts, bytes: Bytes) {
         let Mirrored { shadow, policy, deadline, permit } = mirrored;
-        let (began, visited) = (Instant::now(), Visited::default());
+        let (began, attempted) = (Instant::now(), AttemptedEndpoints::default());
         let index = self.policies.index(policy.path);
-        let observed = shadow.observer.begin(index, None).with_attempts(visited.attempts());
+        let observed = shadow.observer.begin(index, None).with_attempts(attempted.attempts());
         // Only for taps: the shadow's span is a child of the original call's.
         let original = parts.extensions.get::<ClientCall>().and_then(|call| call.operation.clone());
         let original = original.filter(|operation| observed.is_tapped() && !operation.span().is_disabled());
@@ -182,7 +182,7 @@ where
         parts.headers.insert(MIRRORED_HEADER, HeaderValue::from_static("1"));
         let (policy_of, at) = (Some(policy), deadline.at);
         let tap = observed.details().cloned();
-        let call = ClientCall { policy: policy_of, deadline: Some(deadline), visited, tap, ..ClientCall::default() };
+        let call = ClientCall { policy: policy_of, deadline: Some(deadline), attempted, tap, ..ClientCall::default() };
         parts.extensions.insert(call);
         let request = Request::from_parts(parts, body_of(bytes));
         let (shared, mut stack) = (self.clone(), shadow.stack.clone());

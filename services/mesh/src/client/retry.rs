@@ -27,6 +27,7 @@ use crate::call::deadline::serves_a_retry;
 use crate::call::wire::{
     AttemptError, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, never_indexed,
 };
+use crate::client::attempted::AttemptedEndpoints;
 use crate::client::balance::{Attempt, code_of};
 use crate::client::call::{CallDeadline, ClientCall};
 use crate::client::metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
@@ -34,7 +35,6 @@ use crate::client::retry::attempt_spans::AttemptSpans;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
-use crate::client::visited::Visited;
 use crate::monitor::observed::TapDetails;
 use crate::policy::{Idempotency, MethodPolicy};
 use crate::status::code_name;
@@ -201,14 +201,14 @@ struct Retries {
     /// Attempts before the current one.
     previous: u32,
     transparent: u32,
-    visited: Visited,
+    attempted: AttemptedEndpoints,
     attempt_spans: AttemptSpans,
     tap: Option<Arc<TapDetails>>,
 }
 
 impl Retries {
     fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
-        let ClientCall { policy, operation, deadline, visited, tap, rule: _, affinity_key: _ } = call;
+        let ClientCall { policy, operation, deadline, attempted, tap, rule: _, affinity_key: _ } = call;
         Self {
             attempt_spans: AttemptSpans::begin(operation.clone()),
             operation,
@@ -218,7 +218,7 @@ impl Retries {
             deadline,
             previous: 0,
             transparent: 0,
-            visited,
+            attempted,
             tap,
             config,
         }
@@ -235,7 +235,7 @@ impl Retries {
         S: Service<Request, Response = Response, Error = AttemptError>,
     {
         loop {
-            self.attempt_spans.failed(code, self.visited.last().as_ref());
+            self.attempt_spans.failed(code, self.attempted.last().as_ref());
             if let Next::After(wait) = next {
                 sleep(wait).await;
             }
@@ -245,7 +245,7 @@ impl Retries {
             let outcome = inner.call(request).await;
             (code, next) = self.after(&outcome);
             if next == Next::Return {
-                self.attempt_spans.ended(code, self.visited.last().as_ref());
+                self.attempt_spans.ended(code, self.attempted.last().as_ref());
                 return outcome.map_err(|failure| failure.status);
             }
         }
@@ -271,7 +271,7 @@ impl Retries {
     }
 
     fn add_to(&self, extensions: &mut http::Extensions, deadline: Option<CallDeadline>) {
-        extensions.insert(Attempt { deadline, visited: self.visited.clone() });
+        extensions.insert(Attempt { deadline, attempted: self.attempted.clone() });
     }
 
     fn next(&self, failed: Failed) -> Next {
@@ -311,7 +311,7 @@ impl Retries {
 impl Drop for Retries {
     fn drop(&mut self) {
         let recorded = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
-        if let Some((operation, server)) = recorded.zip(self.visited.last()) {
+        if let Some((operation, server)) = recorded.zip(self.attempted.last()) {
             operation.set_on_span(SERVER_ADDRESS, server.host().to_owned());
             server.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
         }

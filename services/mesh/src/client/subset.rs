@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn fifty_instances_have_even_load_within_a_factor_of_two() {
+    fn clients_per_instance_differ_by_a_factor_of_two_at_most() {
         let mut clients = BTreeMap::<String, u32>::new();
         for seed in 0..200 {
             let chosen = subset(20, seed).of(instances(50));

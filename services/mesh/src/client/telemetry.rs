@@ -21,9 +21,9 @@ use crate::call::record::{Record, Sink};
 use crate::call::wire::{
     ATTRIBUTE_HEADERS, BAGGAGE, MIRRORED_HEADER, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed,
 };
+use crate::client::attempted::AttemptedEndpoints;
 use crate::client::attributes::CallAttributes;
 use crate::client::call::ClientCall;
-use crate::client::visited::Visited;
 use crate::identity::caller::Untraced;
 use crate::monitor::observed::Observer;
 use crate::policy::{Idempotency, PolicyTable};
@@ -75,13 +75,13 @@ where
         let index = config.policies.index(request.uri().path());
         let policy = index.map(|index| &config.policies.0[index]);
         let (name, duration) = (method_name(policy), duration.clone());
-        let visited = Visited::default();
-        let observed = config.observer.begin(index, None).with_attempts(visited.attempts());
+        let attempted = AttemptedEndpoints::default();
+        let observed = config.observer.begin(index, None).with_attempts(attempted.attempts());
         let tap = observed.details().cloned();
         let rule = policy.and_then(|policy| config.traffic.rule_for(policy, operator_headers().as_deref()));
         let (now, deadline) = (Instant::now(), crate::call::deadline::current());
         if request.extensions().get::<Untraced>().is_some() {
-            request.extensions_mut().insert(ClientCall { policy, rule, visited, tap, ..ClientCall::default() });
+            request.extensions_mut().insert(ClientCall { policy, rule, attempted, tap, ..ClientCall::default() });
             let record = Record::new(Side::Client, name, None, duration, observed, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
@@ -112,7 +112,7 @@ where
             deadline: None,
             rule,
             affinity_key,
-            visited,
+            attempted,
             tap,
         });
         let work = span.in_scope(|| self.inner.call(request));

@@ -28,7 +28,7 @@ impl Credentials {
         let Self::MeshSecret { service, secret } = self else { return vec![] };
         let (Ok(service), Ok(mut secret)) = (HeaderValue::try_from(service), HeaderValue::try_from(secret.expose()))
         else {
-            tracing::error!(target: "ordermesh", "the mesh secret or the service name is not printable ASCII: no credentials are sent");
+            tracing::error!(target: "ordermesh", "the mesh secret or the service name contains a control character: no credentials are sent");
             return vec![];
         };
         // Sensitive: HPACK does not index it, Debug does not print it.

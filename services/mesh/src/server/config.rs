@@ -23,34 +23,37 @@ pub struct ServerConfig {
     pub authorizer: Authorizer,
     /// TLS; plaintext without.
     pub tls: Option<ServerTls>,
-    /// Where events of operations go that did not commit one themselves.
+    /// The sink for events of operations whose event slot was not claimed.
     pub events: Option<Arc<dyn EventSink>>,
     /// Observes the calls that are served.
     pub monitor: Monitor,
-    /// The traffic policy: its stricter callers are counted here.
+    /// The traffic policy: calls that its audited callers would not admit are counted here.
     pub traffic: TrafficPolicy,
-    /// The id of the store that all instances of the service share: shown to mesh services, which split calls only between
-    /// instances of one store.
+    /// The id of the store that all instances of the service share: sent to mesh services in the response of a health
+    /// check; they split calls only between instances of one store.
     pub store_id: Option<String>,
     /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; those of google.rpc and
     /// grpc.health are added.
     pub descriptors: &'static [&'static [u8]],
     /// Whether reflection is served.
     pub reflection: bool,
-    /// The services that the routes serve: health reports them besides "", reflection lists them, and calls to them are
-    /// admitted. Empty: all that the policies name.
+    /// The services that the routes serve: health reports them besides "", reflection lists them, and methods of others
+    /// are UNIMPLEMENTED. Empty: all that the policies name.
     pub services: Vec<&'static str>,
-    /// Concurrent unary calls; beyond this, calls are rejected with UNAVAILABLE.
+    /// Concurrent unary calls, one sixteenth of them reserved for mesh services. Without a free permit a call is rejected with
+    /// UNAVAILABLE; over its caller's fair share, with RESOURCE_EXHAUSTED.
     pub max_concurrency: usize,
     /// Concurrent streams.
     pub max_streams: usize,
-    /// Concurrent connections; beyond this, new ones are closed.
+    /// Concurrent connections; beyond this, a new one evicts the idlest connection of the client that has most, and is closed
+    /// if none may be evicted.
     pub max_connections: usize,
     /// Trusted proxies: from these, the client address is taken from `x-forwarded-for`.
     pub trusted_proxies: Vec<IpNet>,
     /// Quotas per caller, by method path (`/order.v1.OrderService/CreateOrder`); other methods have none.
     pub rate_limits: Vec<(&'static str, Quota)>,
-    /// The memory budget for requests (at four times their bytes on the wire) and unsent responses, in bytes; `None`: a
+    /// The memory budget for requests (charged at four times their bytes on the wire) and unsent responses (at twice their
+    /// size), in bytes; `None`: a
     /// quarter of what the control group (or the machine) allows this process.
     pub memory_budget_bytes: Option<usize>,
     /// The longest message, in bytes, of a method whose policy does not set a limit; a longer one is rejected unread
@@ -58,20 +61,20 @@ pub struct ServerConfig {
     pub max_message_bytes: usize,
     /// Whether clients' traces are continued instead of linked. For local runs.
     pub trust_client_trace_context: bool,
-    /// The trace context headers that are read.
+    /// The propagators of inbound calls (`OTEL_PROPAGATORS`).
     pub propagation: Propagation,
     /// How long serving continues after health reports NOT_SERVING, so that load balancers and clients remove the instance
     /// first.
     pub pre_drain_delay: Duration,
-    /// How long open calls may continue after the GOAWAY.
+    /// How long unary calls may continue after the GOAWAY; streams are ended after a second at most.
     pub drain_timeout: Duration,
 }
 
-/// Requests are commands and queries.
+/// The default maximum of a request: commands and queries are small.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 * 1_024;
 /// The longest response: gRPC clients of every language reject a longer one by default.
 pub const MAX_RESPONSE_BYTES: usize = 4 * 1_024 * 1_024;
-/// More than one core can work on, and enough for handlers that wait for a database.
+/// More calls than the cores execute at a time, because most handlers await a database.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 512;
 /// Streams are idle most of the time.
 pub const DEFAULT_MAX_STREAMS: usize = 1_024;

@@ -1,4 +1,4 @@
-//! The SPIFFE name in a certificate: exactly one, `spiffe://<trust-domain>/service/<name>`. The certificate's chain is
+//! The SPIFFE ID in a certificate: exactly one, `spiffe://<trust-domain>/service/<name>`. The certificate's chain is
 //! verified elsewhere, and before.
 
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use x509_cert::ext::pkix::name::GeneralName;
 pub(crate) enum NameError {
     #[error("the certificate cannot be read")]
     Unreadable,
-    #[error("the certificate has no SPIFFE URI")]
+    #[error("the certificate has no URI in its subjectAltName")]
     Missing,
-    #[error("the certificate has more than one URI")]
+    #[error("the certificate has more than one URI in its subjectAltName")]
     Several,
     #[error("the certificate's URI is not spiffe://<this trust domain>/service/<name>")]
     Foreign,
-    #[error("the certificate is another service's")]
+    #[error("the certificate's SPIFFE ID is another service's")]
     OtherService,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn service_of(certificate: &CertificateDer<'_>, trust_domain: &str) -
 }
 
 /// When a certificate expires.
-pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<Timestamp, NameError> {
+pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Result<Timestamp, NameError> {
     let certificate = Certificate::from_der(certificate).map_err(|_| NameError::Unreadable)?;
     let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
     Ok(Timestamp::from_micros(i64::try_from(end.as_micros()).unwrap_or(i64::MAX)))

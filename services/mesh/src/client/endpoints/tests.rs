@@ -68,7 +68,7 @@ fn started_with(
         subset: Subset::new(subset_size, &*rng),
         has_tls: false,
         created: Instant::now(),
-        has_address_labels: true,
+        has_address_attributes: true,
         rng: rng.clone(),
         metrics,
     };
@@ -84,8 +84,8 @@ fn connected(addresses: &[&str]) -> Arc<Endpoints> {
     target
 }
 
-async fn picked(target: &Arc<Endpoints>, visited: &[Arc<Endpoint>]) -> String {
-    target.pick(visited).await.expect("an instance").0.address().to_owned()
+async fn picked(target: &Arc<Endpoints>, attempted: &[Arc<Endpoint>]) -> String {
+    target.pick(attempted).await.expect("an instance").0.address().to_owned()
 }
 
 fn open_breaker(endpoint: &Endpoint) {

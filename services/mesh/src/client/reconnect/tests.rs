@@ -55,7 +55,7 @@ impl World {
             subset: Subset::new(None, &FixedRng(0.0)),
             has_tls: false,
             created: Instant::now(),
-            has_address_labels: true,
+            has_address_attributes: true,
             rng: rng.clone(),
             metrics,
         };
@@ -103,7 +103,7 @@ async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
         last = next;
     }
     assert_eq!(
-        world.endpoint.failed_since(8).as_deref(),
+        world.endpoint.failure_since(8).as_deref(),
         Some("rejected"),
         "nine have failed, the tenth is in progress"
     );

@@ -46,7 +46,7 @@ impl DenialLogLimits {
 pub(crate) struct Auth {
     authorizer: Authorizer,
     traffic: TrafficPolicy,
-    /// Calls that the traffic policy's stricter callers would deny.
+    /// Calls that the traffic policy's audited callers would deny.
     audited: Counter<u64>,
     denial_log_limits: DenialLogLimits,
     rejections: Arc<Rejections>,

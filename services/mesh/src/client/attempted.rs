@@ -1,4 +1,4 @@
-//! The instances that a call was sent to, one attempt after the other.
+//! The instances that were picked for a call's attempts, in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,25 +10,25 @@ use smallvec::SmallVec;
 use crate::client::endpoint::Endpoint;
 use crate::monitor::observed::Attempts;
 
-/// The instances that a call was sent to, for retries, attempt spans and taps.
+/// The instances that were picked for a call's attempts, in order: for retries, attempt spans and taps.
 #[derive(Clone, Default)]
-pub(crate) struct Visited(Arc<VisitedEndpoints>);
+pub(crate) struct AttemptedEndpoints(Arc<Attempted>);
 
 #[derive(Default)]
-struct VisitedEndpoints {
+struct Attempted {
     endpoints: Mutex<SmallVec<[Arc<Endpoint>; 2]>>,
     /// Those that the request was not sent to after all.
     not_sent: AtomicUsize,
 }
 
-impl Visited {
-    /// The last attempt's instance.
+impl AttemptedEndpoints {
+    /// The last instance picked, even if the request was not sent to it.
     pub(crate) fn last(&self) -> Option<Authority> {
         self.get().last().and_then(|endpoint| endpoint.authority().cloned())
     }
 
     /// The request was not sent to the last one: its connection had closed.
-    pub(crate) fn last_was_not_sent(&self) {
+    pub(crate) fn mark_last_unsent(&self) {
         self.0.not_sent.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -42,7 +42,7 @@ impl Visited {
     }
 }
 
-impl Attempts for VisitedEndpoints {
+impl Attempts for Attempted {
     fn count_and_last(&self) -> (usize, String) {
         let endpoints = self.endpoints.lock();
         let sent = endpoints.len().saturating_sub(self.not_sent.load(Ordering::Relaxed));
