@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use kernel::{OrderId, Timestamp};
+use serde::Serialize;
+use serde_json::Value;
 use storage::Error;
 
 use crate::Chassis;
@@ -17,6 +19,27 @@ pub struct Batch {
     pub archived: u64,
     /// The last one that was examined; `None`: there are no more.
     pub last: Option<OrderId>,
+}
+
+/// A record in JSON, without the members that are null: most columns of a payment are.
+///
+/// # Errors
+/// It has no form in JSON.
+pub fn to_json(record: &impl Serialize) -> Result<String, serde_json::Error> {
+    let mut value = serde_json::to_value(record)?;
+    remove_nulls(&mut value);
+    Ok(value.to_string())
+}
+
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(elements) => elements.iter_mut().for_each(remove_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Archives until shutdown. `archive` moves a batch of what became final before an instant, in the order of the ids, after
