@@ -95,13 +95,15 @@ class Fresh:
         # cargo knows what is compiled by the absolute path of its source.
         self.tree = str(ROOT) if reuse else f"{HOME}/ordermesh"
         toolchain = do("rustc", "--print", "sysroot")
-        self.env = {"HOME": HOME, "LANG": "C.UTF-8", "CARGO_TERM_COLOR": "never", "PATH": f"{toolchain}/bin:/usr/local/bin:/usr/bin:/bin"}
+        # Its own path may be in a home that the user in the root cannot read.
+        rust = toolchain if reuse else "/opt/rust"
+        self.env = {"HOME": HOME, "LANG": "C.UTF-8", "CARGO_TERM_COLOR": "never", "PATH": f"{rust}/bin:/usr/local/bin:/usr/bin:/bin"}
         layers = folder / "layers"
         layers.mkdir()
         if reuse:
             do("mount", "-t", "tmpfs", "tmpfs", layers)
         overlay(BASE, self.root, layers / "root")
-        mount(self.root, toolchain, "--bind", "-o", "ro", toolchain)
+        mount(self.root, rust, "--bind", "-o", "ro", toolchain)
         mount(self.root, "/dev", "--rbind", "/dev")
         mount(self.root, "/proc", "-t", "proc", "proc")
         (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
